@@ -1,0 +1,66 @@
+# Loraplex. `make` alone prints what there is.
+
+PYTHON ?= python3
+# What this machine can run: the CUDA build of vLLM where there is an NVIDIA GPU, else the CPU build.
+BUILD ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+# More arguments for pip, such as an extra index where torch's CPU wheels are found:
+#   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+MODEL ?= .models/smollm2-135m-instruct
+ARGS ?=
+
+BIN := .venv/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+READY := .venv/.ready-$(BUILD)
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo serve test test-fast check proto bench loadtest clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv with all that is needed, for this machine (CUDA or CPU)
+
+$(READY): $(BUILD).lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo "installing the $(BUILD) build: $$(grep -c == $(BUILD).lock) packages, about two minutes"
+	$(PIP) install --quiet --no-deps $(PIP_ARGS) -r $(BUILD).lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@rm -f .venv/.ready-* && touch $@
+
+model: setup ## prepare the small base model of the demo and the tests
+	@$(BIN)/python examples/prepare_model.py $(MODEL)
+
+demo: model ## three adapters and the base in one batch; promote, roll back, stop
+	@$(BIN)/python examples/demo.py --model $(MODEL) $(ARGS)
+
+serve: model ## serve the demo's adapters until Ctrl-C
+	@$(BIN)/python examples/demo.py --model $(MODEL) --serve $(ARGS)
+
+test: check model ## every check and every test (the real engine included)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## the tests that need no model
+	$(BIN)/python -m pytest -m "not model" $(ARGS)
+
+check: setup ## format, lint, types, layers, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code --exclude-path protos/buf protos
+	$(BIN)/python protos/generate.py --check
+
+proto: setup ## regenerate engine/api from protos/
+	$(BIN)/python protos/generate.py
+
+bench: model ## front-end cost against vLLM in process and vLLM's own server
+	@$(BIN)/python -m loadtest.bench --model $(MODEL) $(ARGS)
+
+loadtest: model ## load on a running server: make loadtest ARGS="--help"
+	@$(BIN)/python -m loadtest $(ARGS)
+
+clean: ## remove everything that make made
+	rm -rf .venv .models .loraplex build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

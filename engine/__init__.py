@@ -1,0 +1,1 @@
+"""Loraplex: one vLLM engine, many LoRA adapters, over gRPC."""

@@ -1,0 +1,138 @@
+"""Every setting of the server, once: defaults < YAML file < LORAPLEX_* environment < command-line flags."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from engine.errors import BadConfiguration
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """The server's settings. Frozen: what the server started with is what it runs with."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid")
+
+    # What to serve
+    model: Path = Field(Path(".models/smollm2-135m-instruct"), description="Folder of the base model.")
+    registry: str = Field(
+        ".loraplex/registry", description="Where adapters live: a folder, or an s3://, gs://, az:// or memory:// URL."
+    )
+    engine: Literal["vllm", "fake"] = Field("vllm", description="vllm, or fake: instant made-up answers for tests.")
+    cache: Path = Field(
+        Path(".loraplex/cache"), description="Local folder for verified copies of adapters and for fingerprints."
+    )
+
+    # Where to listen
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    http_port: int = Field(
+        9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 picks a free one."
+    )
+    allow_remote: bool = Field(
+        False, description="Allow a --host that other machines reach, although nothing authenticates."
+    )
+    reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+
+    # The engine
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision to compute in.")
+    context_length: int | None = Field(
+        None, ge=16, description="Most tokens of prompt and answer; default: the model's."
+    )
+    max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
+    max_waiting: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a place; then UNAVAILABLE.")
+    max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
+    max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    kv_cache_gib: float = Field(2.0, gt=0, le=1024, description="Memory for the key-value cache on a CPU, in GiB.")
+    gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
+    prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
+
+    # Bounds
+    max_message_mib: int = Field(8, ge=1, le=512, description="Largest gRPC message received, in MiB.")
+    max_adapter_mib: int = Field(1024, ge=1, le=65536, description="Largest adapter published, all files, in MiB.")
+    max_publishing: int = Field(4, ge=1, le=64, description="Uploads at once; one more is UNAVAILABLE.")
+    max_streams: int = Field(4096, ge=1, le=100_000, description="gRPC calls at once, waiting ones included.")
+    load_timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest wait for an adapter to be loaded.")
+    drain_s: float = Field(30.0, ge=0, le=3600, description="How long in-flight requests may go on after SIGTERM.")
+    refresh_s: float = Field(2.0, gt=0, le=3600, description="How often to look for other processes' registry changes.")
+
+    # Logs
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, else json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+
+    @field_validator("registry")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        scheme, separator, _ = value.partition("://")
+        if separator and scheme not in ("s3", "gs", "az", "memory", "file"):
+            raise ValueError(f"unknown scheme {scheme!r}: use a folder, s3://, gs://, az:// or memory://")
+        return value
+
+    @model_validator(mode="after")
+    def _loopback_unless_allowed(self) -> Settings:
+        if self.host not in ("localhost", "::1") and not self.host.startswith("127.") and not self.allow_remote:
+            raise ValueError(f"host {self.host} is reachable from outside; add --allow-remote if that is meant")
+        return self
+
+    @model_validator(mode="after")
+    def _rank_fits_engine(self) -> Settings:
+        if self.engine == "vllm" and self.max_rank not in VLLM_RANKS:
+            raise ValueError(f"max_rank must be one of {', '.join(map(str, VLLM_RANKS))}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags beat the environment; the YAML file is merged below both by `load_settings`."""
+        return init_settings, env_settings
+
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Merge defaults, `file` (YAML), the environment and `flags` (None: not given).
+
+    Raises BadConfiguration naming every wrong setting, where it came from and its limits.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    from_file = _read_yaml(file) if file else {}
+    if unknown := sorted(set(from_file) - set(Settings.model_fields)):
+        raise BadConfiguration(f"{file}: unknown setting {', '.join(unknown)}")
+    try:
+        beneath = {name: value for name, value in from_file.items() if name not in _set_in_environment()}
+        return Settings(**(beneath | given))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise BadConfiguration("; ".join(problems)) from error
+
+
+def _set_in_environment() -> set[str]:
+    return {name for name in Settings.model_fields if f"LORAPLEX_{name}".upper() in os.environ}
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        raise BadConfiguration(f"cannot read {file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise BadConfiguration(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise BadConfiguration(f"{file} must hold settings, one `name: value` a line")
+    return content

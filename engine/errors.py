@@ -1,0 +1,274 @@
+"""Every error that a caller can see.
+
+    LoraplexError
+    ├── caller must change the request
+    │   ├── InvalidRequest            INVALID_ARGUMENT     a field is wrong: which one, and its limit
+    │   ├── InvalidAdapter            INVALID_ARGUMENT     an uploaded adapter fails a check: which one, and where
+    │   ├── AdapterNotFound           NOT_FOUND            no such adapter, version or alias; the nearest names
+    │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
+    │   ├── AliasMoved                ABORTED              somebody else moved the alias first
+    │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   └── QuotaExceeded             RESOURCE_EXHAUSTED   more than this caller may have
+    ├── caller may try again
+    │   ├── Overloaded                UNAVAILABLE          the queue is full
+    │   ├── Draining                  UNAVAILABLE          the server is shutting down
+    │   ├── NotReady                  UNAVAILABLE          the model is still loading
+    │   ├── EngineDied                UNAVAILABLE          the engine process is gone
+    │   ├── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
+    │   └── DeadlineExceeded          DEADLINE_EXCEEDED    the caller's deadline passed
+    └── operator must act
+        ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
+        ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
+        ├── AddressInUse              FAILED_PRECONDITION  another process has the port
+        ├── BadConfiguration          INVALID_ARGUMENT     a setting is wrong
+        ├── CorruptVersion            DATA_LOSS            stored bytes do not match their digest
+        └── InternalError             INTERNAL             a bug of ours; details are in the server's log only
+
+Each class fixes the gRPC status (by name, so that this module imports nothing), a stable `reason` for programs, and `fix`: what
+to do about it, in a sentence. Messages never hold paths outside the caller's own upload, secrets or Python text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LoraplexError(Exception):
+    """Base of all; `status` is a gRPC status name, `reason` a stable code, `fix` what to do about it."""
+
+    status: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    fix: str = ""
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if fix is not None:
+            self.fix = fix
+
+
+class InvalidRequest(LoraplexError):
+    """A field of the request is wrong. `violations` holds (field path, what is wrong with it) pairs."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
+    fix = "Correct the named field."
+
+    def __init__(self, field: str, problem: str, *more: tuple[str, str]) -> None:
+        self.violations = [(field, problem), *more]
+        super().__init__("; ".join(f"{name}: {what}" if name else what for name, what in self.violations))
+
+
+class InvalidAdapter(LoraplexError):
+    """An adapter fails a publication check. `check` names the check, `where` the config field, file or tensor."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_ADAPTER"
+
+    def __init__(self, check: str, where: str, problem: str, *, fix: str) -> None:
+        super().__init__(f"{where}: {problem}" if where else problem, fix=fix)
+        self.check = check
+        self.where = where
+
+
+class AdapterNotFound(LoraplexError):
+    """No adapter, version or alias of this name; `nearest` lists names that do exist, closest first."""
+
+    status = "NOT_FOUND"
+    reason = "ADAPTER_NOT_FOUND"
+    fix = "List the adapters (ListAdapters, `loraplex adapters list`) to see what is published."
+
+    def __init__(self, ref: str, nearest: list[str], kind: str = "adapter") -> None:
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
+        super().__init__(f"no {kind} {ref!r}{hint}")
+        self.ref = ref
+        self.nearest = nearest
+        self.kind = kind
+
+
+class VersionExists(LoraplexError):
+    """The version is published already, with other bytes; versions are immutable."""
+
+    status = "ALREADY_EXISTS"
+    reason = "VERSION_EXISTS"
+    fix = "Publish without naming a version to get the next free one."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} is already published and versions never change")
+        self.ref = ref
+
+
+class AliasMoved(LoraplexError):
+    """The alias does not name the version that the caller expected."""
+
+    status = "ABORTED"
+    reason = "ALIAS_MOVED"
+    fix = "Look at the alias again, then decide."
+
+    def __init__(self, alias: str, expected: str, actual: str) -> None:
+        super().__init__(f"{alias} names {actual or 'no version'}, not {expected}")
+
+
+class WrongBase(LoraplexError):
+    """The adapter was trained on another base model (precision included)."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "WRONG_BASE"
+    fix = "Train the adapter again on this base, or serve it from an engine with its own base."
+
+    def __init__(self, ref: str, trained_on: str, served: str) -> None:
+        super().__init__(f"{ref} was trained on base {trained_on}, this engine serves base {served}")
+        self.ref = ref
+
+
+class NotAllowedNow(LoraplexError):
+    """The state of the registry or the engine forbids it."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_ALLOWED_NOW"
+
+
+class QuotaExceeded(LoraplexError):
+    """More than this caller may have at once."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, message: str, *, fix: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(LoraplexError):
+    """Base of what may be tried again unchanged, after `retry_after_s` seconds."""
+
+    status = "UNAVAILABLE"
+    retry_after_s: float = 1.0
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+    reason = "OVERLOADED"
+    fix = "Try again later, or add engines."
+
+    def __init__(self, waiting: int, what: str = "requests are waiting", retry_after_s: float = 1.0) -> None:
+        super().__init__(f"the server is full: {waiting} {what} already")
+        self.retry_after_s = retry_after_s
+
+
+class Draining(Unavailable):
+    """The server is shutting down: in-flight requests finish, new ones are refused."""
+
+    reason = "DRAINING"
+    fix = "Try another replica, or try again."
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new requests")
+
+
+class NotReady(Unavailable):
+    """The model is still loading."""
+
+    reason = "NOT_READY"
+    fix = "Wait until the health service says SERVING."
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        super().__init__("the model is still loading")
+
+
+class EngineDied(Unavailable):
+    """The engine process is gone; the server has to be restarted."""
+
+    reason = "ENGINE_DIED"
+    fix = "Try another replica; this one's health is NOT_SERVING until it is restarted."
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        super().__init__("the engine has stopped")
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry's store cannot be reached, is full or is read-only. Adapters that are loaded are served on."""
+
+    reason = "REGISTRY_UNAVAILABLE"
+    fix = "Check the registry's storage: reachable, writable, not full."
+
+    def __init__(self, doing: str, why: str) -> None:
+        super().__init__(f"the registry failed while {doing}: {why}")
+
+
+class DeadlineExceeded(LoraplexError):
+    """The caller's deadline passed before the work was done."""
+
+    status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+    fix = "Allow more time, or ask for fewer tokens."
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed")
+
+
+class BaseModelNotFound(LoraplexError):
+    """There is no model in the configured folder."""
+
+    status = "NOT_FOUND"
+    reason = "BASE_MODEL_NOT_FOUND"
+    fix = "Point --model at a folder with config.json, a tokenizer and .safetensors weights."
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(f"no base model in {folder}")
+
+
+class BaseModelIncomplete(LoraplexError):
+    """The model folder lacks files, or some are cut off."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "BASE_MODEL_INCOMPLETE"
+    fix = "Download or copy the model again."
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"base model {name} cannot be served: {problem}")
+
+
+class AddressInUse(LoraplexError):
+    """Another process listens on the port."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "ADDRESS_IN_USE"
+    fix = "Stop the other process, or choose another port with --port or --http-port."
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"cannot listen on {address}")
+
+
+class BadConfiguration(LoraplexError):
+    """A setting is wrong or contradicts another one."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "BAD_CONFIGURATION"
+    fix = "See `loraplex serve --help` for every setting and its limits."
+
+
+class CorruptVersion(LoraplexError):
+    """Stored bytes do not match the digest in the manifest."""
+
+    status = "DATA_LOSS"
+    reason = "CORRUPT_VERSION"
+    fix = "Restore the version's files from a backup, or delete the version and publish it again."
+
+    def __init__(self, ref: str, problem: str) -> None:
+        super().__init__(f"{ref} is damaged in the registry: {problem}")
+        self.ref = ref
+
+
+class InternalError(LoraplexError):
+    """A bug of ours: the caller learns the request id, the log has the rest."""
+
+    reason = "INTERNAL"
+    fix = "Report it with the request id."
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"internal error (request {request_id})")
