@@ -1,0 +1,1 @@
+"""Generated protocol buffer messages and stubs (`make proto`); never edited by hand."""
