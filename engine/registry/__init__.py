@@ -1,0 +1,1 @@
+"""Adapter versions and aliases: names, checks, storage, and the view of them in memory."""

@@ -1,0 +1,45 @@
+"""What an alias log means: which version each alias names now, and which one it named before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from engine.errors import AdapterNotFound, NotAllowedNow
+from engine.registry.manifest import AliasChange
+from engine.registry.names import AdapterRef, nearest, nearest_versions
+
+
+def aliases_now(history: Iterable[AliasChange]) -> dict[str, str]:
+    """Replay the log: which version each alias names."""
+    latest = {change.alias: change.version for change in history}
+    return {alias: version for alias, version in sorted(latest.items()) if version is not None}
+
+
+def select_version(ref: AdapterRef, versions: Collection[str], aliases: dict[str, str]) -> str:
+    """Return the version that `ref` means; raises AdapterNotFound with the nearest of what does exist."""
+    version = ref.selector if ref.names_version else aliases.get(ref.selector)
+    if version in versions and version is not None:
+        return version
+    if ref.names_version:
+        found, kind = nearest_versions(ref.selector, versions), "version"
+    else:
+        found, kind = nearest(ref.selector, aliases), "alias"
+    raise AdapterNotFound(str(ref), [f"{ref.name}@{selector}" for selector in found], kind)
+
+
+def version_before(name: str, alias: str, history: Iterable[AliasChange], versions: Collection[str]) -> str:
+    """Return the version that `alias` named before its present one, of those that still exist.
+
+    Raises AdapterNotFound when there is no such alias, NotAllowedNow when it never named another version.
+    """
+    named = [change.version for change in history if change.alias == alias]
+    if not named or named[-1] is None:
+        raise AdapterNotFound(f"{name}@{alias}", [], "alias")
+    present = named[-1]
+    for version in reversed(named):
+        if version is not None and version != present and version in versions:
+            return version
+    raise NotAllowedNow(
+        f"{name}@{alias} names {present} and never named another version that still exists",
+        fix="Set the alias to a version of your choice.",
+    )

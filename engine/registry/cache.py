@@ -1,0 +1,139 @@
+"""Local copies of versions, named by their digest and verified: the only files that the engine ever loads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from engine.errors import RegistryUnavailable
+from engine.registry.manifest import FileEntry, Manifest
+from engine.registry.reader import Reader
+from engine.registry.store import reason_of
+
+T = TypeVar("T")
+
+_TEMPORARY = ".tmp-"
+
+
+class LocalCopies:
+    """A folder of verified copies, `root`/<digest>. Engines may share it: a copy appears whole or not at all."""
+
+    def __init__(self, root: Path, registry: Reader) -> None:
+        self._root = root.resolve()
+        self._registry = registry
+        self._verified: set[str] = set()
+        self._under_way: dict[str, asyncio.Task[Path]] = {}
+        _sweep(self._root)
+
+    async def get(self, manifest: Manifest) -> Path:
+        """Return the absolute folder with the version's files, downloading or repairing it first if need be.
+
+        Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included).
+        """
+        digest = manifest.digest
+        task = self._under_way.get(digest)
+        if task is None:
+            task = asyncio.create_task(self._provide(manifest))
+            self._under_way[digest] = task
+            task.add_done_callback(lambda done: self._forget(digest, done))
+        # A caller that gives up must not take the download from the others.
+        return await asyncio.shield(task)
+
+    async def remove(self, digest: str) -> None:
+        """Delete the copy of this digest, if there is one."""
+        if task := self._under_way.get(digest):
+            await asyncio.wait([task])
+        self._verified.discard(digest)
+        await _in_thread("removing a local copy", lambda: self._discard(self._folder(digest)))
+
+    def _folder(self, digest: str) -> Path:
+        return self._root / digest.removeprefix("sha256:")
+
+    def _forget(self, digest: str, done: asyncio.Task[Path]) -> None:
+        self._under_way.pop(digest, None)
+        if not done.cancelled():
+            done.exception()  # every caller may have given up; asyncio complains about errors that nobody looked at
+
+    async def _provide(self, manifest: Manifest) -> Path:
+        folder = self._folder(manifest.digest)
+        if manifest.digest in self._verified and await asyncio.to_thread(folder.is_dir):
+            return folder
+        if not await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files)):
+            await self._download(manifest, folder)
+        self._verified.add(manifest.digest)
+        return folder
+
+    async def _download(self, manifest: Manifest, folder: Path) -> None:
+        temporary = await _in_thread("making a local copy", self._temporary)
+        try:
+            await self._registry.fetch(manifest, temporary)
+            await _in_thread("making a local copy", lambda: self._put_in_place(temporary, folder, manifest))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
+
+    def _temporary(self) -> Path:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=self._root))
+
+    def _put_in_place(self, temporary: Path, folder: Path, manifest: Manifest) -> None:
+        self._discard(folder)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another engine on this machine was faster; its copy is as good as ours if it is whole.
+            if not _is_whole(folder, manifest.files):
+                raise
+
+    def _discard(self, folder: Path) -> None:
+        """Rename, then delete: nobody ever sees half a copy under a digest."""
+        if folder.exists():
+            doomed = self._temporary()
+            folder.rename(doomed / "copy")
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _is_whole(folder: Path, files: tuple[FileEntry, ...]) -> bool:
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {file.path for file in files}:
+        return False
+    return all(_is_as_published(folder / file.path, file) for file in files)
+
+
+def _is_as_published(path: Path, file: FileEntry) -> bool:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+
+
+def _sweep(root: Path) -> None:
+    """Delete what crashed processes left behind; a running one's download stays."""
+    if not root.is_dir():
+        return
+    for leftover in root.glob(f"{_TEMPORARY}*"):
+        owner = leftover.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if not (owner.isdecimal() and _is_another_running(int(owner))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_another_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+async def _in_thread(doing: str, work: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(work)
+    except OSError as error:
+        raise RegistryUnavailable(doing, reason_of(error)) from error

@@ -1,0 +1,148 @@
+"""The registry as this process last saw it: names are resolved from memory, and changes are told to whoever listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engine.errors import AdapterNotFound, CorruptVersion, LoraplexError
+from engine.registry.aliases import aliases_now, select_version
+from engine.registry.layout import Inventory
+from engine.registry.manifest import AliasChange, Manifest
+from engine.registry.names import AdapterRef, nearest
+from engine.registry.reader import Reader, read_all
+from engine.registry.subscription import AliasMoved_, Deleted, Event, Published, Subscription
+
+_log = logging.getLogger(__name__)
+
+Trouble = tuple[str, LoraplexError]  # what follows from an error, and the error
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """One adapter as last seen: its versions, oldest first, and its alias moves."""
+
+    name: str
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    history: tuple[AliasChange, ...] = ()
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Which version each alias names."""
+        return aliases_now(self.history)
+
+
+class Catalog:
+    """All names, versions and aliases in memory, as of the last `refresh`."""
+
+    def __init__(self, registry: Reader) -> None:
+        self.last_error: LoraplexError | None = None
+        self._registry = registry
+        self._noted: set[str] = set()
+        self._adapters: dict[str, AdapterView] = {}
+        self._subscriptions: set[Subscription] = set()
+        self._refreshing = asyncio.Lock()
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterView]:
+        """Every adapter, by name."""
+        return self._adapters
+
+    def resolve(self, ref: AdapterRef) -> Manifest:
+        """Return the version that `ref` names; raises AdapterNotFound with the nearest names that do exist."""
+        view = self.adapter(ref.name)
+        return view.manifests[select_version(ref, view.manifests, view.aliases)]
+
+    def adapter(self, name: str) -> AdapterView:
+        """Return one adapter; raises AdapterNotFound with the nearest names."""
+        view = self._adapters.get(name)
+        if view is None:
+            raise AdapterNotFound(name, nearest(name, self._adapters))
+        return view
+
+    def subscribe(self) -> Subscription:
+        """Listen to the changes that refreshes find from now on. Close it when done."""
+        subscription = Subscription(self._subscriptions.discard)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def refresh(self) -> None:
+        """Read what is new in the store and announce it, each change once.
+
+        When the store fails, everything stays as it was, `last_error` says why, and the next refresh tries again.
+        """
+        async with self._refreshing:
+            try:
+                views = await self._read_all()
+            except LoraplexError as error:
+                self._note([("the registry cannot be read, what was known before still answers", error)])
+                return
+            events = _changes(self._adapters, views)
+            self._adapters = views
+            self._announce(events)
+
+    async def _read_all(self) -> dict[str, AdapterView]:
+        damage: list[Trouble] = []
+        seen = await self._registry.survey()
+        views = await read_all(self._read(name, inventory, damage) for name, inventory in seen.items())
+        self._note(damage)
+        return {view.name: view for view in views if view.manifests}
+
+    async def _read(self, name: str, inventory: Inventory, damage: list[Trouble]) -> AdapterView:
+        """Read an adapter's new versions and moves; what is known already never changes and is not read again."""
+        known = self._adapters.get(name, AdapterView(name))
+        manifests = dict(known.manifests)
+        versions = [f"v{number}" for number in inventory.published]
+        for manifest in await read_all(self._manifest(name, v, damage) for v in versions if v not in manifests):
+            if manifest is not None:
+                manifests[manifest.version] = manifest
+        present = {version: manifests[version] for version in versions if version in manifests}
+        return AdapterView(name, present, await self._history(known, inventory, damage))
+
+    async def _manifest(self, name: str, version: str, damage: list[Trouble]) -> Manifest | None:
+        try:
+            return await self._registry.manifest(name, version)
+        except AdapterNotFound:
+            return None  # deleted since it was listed
+        except CorruptVersion as error:
+            damage.append((f"{name}@{version} is passed over", error))
+            return None
+
+    async def _history(
+        self, known: AdapterView, inventory: Inventory, damage: list[Trouble]
+    ) -> tuple[AliasChange, ...]:
+        new = inventory.moves - {change.sequence for change in known.history}
+        try:
+            return (*known.history, *await self._registry.moves(known.name, new))
+        except CorruptVersion as error:
+            damage.append((f"the aliases of {known.name} stay as they were", error))
+            return known.history
+
+    def _note(self, troubles: list[Trouble]) -> None:
+        """Remember what is wrong, and log what was not wrong before: one line for an hour's outage, not a thousand."""
+        for consequence, error in troubles:
+            if str(error) not in self._noted:
+                _log.warning("%s: %s", consequence, error)
+        self._noted = {str(error) for _, error in troubles}
+        self.last_error = troubles[-1][1] if troubles else None
+
+    def _announce(self, events: list[Event]) -> None:
+        for subscription in list(self._subscriptions):
+            for event in events:
+                subscription.push(event)
+
+
+def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]) -> list[Event]:
+    """What differs between two views: publications before the alias moves that may name them, deletions last."""
+    events: list[Event] = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name, AdapterView(name)), after.get(name, AdapterView(name))
+        events += [Published(new.manifests[version]) for version in new.manifests if version not in old.manifests]
+        events += [AliasMoved_(name, change) for change in new.history[len(old.history) :]]
+        events += [Deleted(name, version) for version in old.manifests if version not in new.manifests]
+    return events
+
+
+__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Subscription"]

@@ -1,0 +1,96 @@
+"""Whether an adapter folder may be published: what vLLM would load wrongly is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InvalidAdapter, WrongBase
+from engine.registry.config_checks import LoraConfig, read_config
+from engine.registry.file_checks import RUN, check_files, read_json
+from engine.registry.fingerprint import Base
+from engine.registry.manifest import BaseRef, FileEntry
+from engine.registry.tensor_checks import check_tensors
+
+_USUAL_SCALES = (0.5, 4.0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server has room for."""
+
+    max_rank: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class CheckedAdapter:
+    """An adapter folder that passed every check; `rank` is the largest one if ranks differ by layer."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    warnings: tuple[str, ...]
+    files: tuple[FileEntry, ...]
+    base: BaseRef
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def check_adapter(folder: Path, base: Base, limits: Limits, declared_fingerprint: str | None = None) -> CheckedAdapter:
+    """Check an adapter folder against the base that would serve it. Reads every byte: call it in a thread.
+
+    The base that it was trained on is `declared_fingerprint`, or else what run.json says, or else assumed to be `base`.
+    Raises InvalidAdapter naming check and place, or WrongBase.
+    """
+    files = check_files(folder, limits.max_bytes)
+    config = read_config(folder, limits.max_rank)
+    run = _run_record(folder, {file.path for file in files})
+    trained_on = _check_base(base, declared_fingerprint, run)
+    modules = check_tensors(folder, config, base)
+    return CheckedAdapter(
+        rank=max(config.rank_of(module) for module in modules),
+        alpha=config.alpha,
+        targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        warnings=tuple(_warnings(config, modules, base, trained_on)),
+        files=files,
+        base=trained_on,
+        run=run,
+    )
+
+
+def _run_record(folder: Path, names: set[str]) -> dict[str, Any]:
+    if RUN not in names:
+        return {}
+    run = read_json(folder, RUN)
+    for key, kind in (("run_id", str), ("base", dict), ("evaluation", dict)):
+        if not isinstance(run.get(key), kind | None):
+            problem = f"it is no {'text' if kind is str else 'JSON object'}"
+            raise InvalidAdapter("run record", f"{RUN}: {key}", problem, fix=f"Correct {RUN}, or leave it out.")
+    return run
+
+
+def _check_base(base: Base, declared: str | None, run: dict[str, Any]) -> BaseRef:
+    recorded = (run.get("base") or {}).get("fingerprint")
+    trained_on = declared or recorded
+    if trained_on and trained_on != base.fingerprint:
+        raise WrongBase("the adapter", str(trained_on)[:80], base.fingerprint)
+    return BaseRef(name=base.name, fingerprint=base.fingerprint, assumed=not trained_on)
+
+
+def _warnings(config: LoraConfig, modules: tuple[str, ...], base: Base, trained_on: BaseRef) -> list[str]:
+    found = []
+    low, high = _USUAL_SCALES
+    unusual = [(module, scale) for module in modules if not low <= (scale := config.scale_of(module)) <= high]
+    if unusual:
+        module, scale = unusual[0]
+        found.append(f"{module} is scaled by {scale:.3g}: lora_alpha is usually the rank or twice the rank")
+    named = config.base_name.rstrip("/").rpartition("/")[2]
+    if named.casefold() not in ("", base.name.casefold()):
+        found.append(f"adapter_config.json names the base {named[:100]!r}, this server's is {base.name!r}")
+    if trained_on.assumed:
+        found.append("nothing records which base it was trained on: this server's base was assumed")
+    return found
+
+
+__all__ = ["CheckedAdapter", "Limits", "check_adapter"]

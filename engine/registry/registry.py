@@ -1,0 +1,183 @@
+"""The one source of truth about adapters: names, immutable versions, and the log of what each alias names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.errors import AdapterNotFound, AliasMoved, NotAllowedNow, VersionExists
+from engine.registry import publication
+from engine.registry.aliases import aliases_now
+from engine.registry.checks import CheckedAdapter
+from engine.registry.layout import alias_file, tombstone_file
+from engine.registry.manifest import AliasChange, Manifest, version_digest
+from engine.registry.names import CURRENT, check_alias, check_name, check_version, nearest
+from engine.registry.publication import Progress
+from engine.registry.reader import Reader
+from engine.registry.store import AlreadyThere
+
+_LAST_NUMBER = 999_999_999
+
+
+class Registry(Reader):
+    """Adapters in a store. Holds no state: any number of processes may use one store at once."""
+
+    # Publishing and deleting
+
+    async def publish(
+        self,
+        folder: Path,
+        checked: CheckedAdapter,
+        *,
+        name: str,
+        version: str | None = None,
+        publisher: str = "",
+        run_id: str = "",
+        notes: str = "",
+        evaluation: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Publish a checked folder as `version`, or else as the next free one, all or nothing.
+
+        Nothing answers differently afterwards, except that an adapter without a "current" version gets this one.
+        The same files under the same version are no error: the version that exists is returned.
+        Raises VersionExists, RegistryUnavailable, and InvalidAdapter when the folder changed since its check.
+        """
+        check_name(name)
+        digest = version_digest(checked.files)
+        if version and (existing := await self._same_version(name, version, digest)):
+            await self._ensure_current(name, existing.version, publisher)
+            return existing
+        claimed = await self._claim(name, version, digest)
+        if isinstance(claimed, Manifest):
+            return claimed
+        manifest = Manifest(
+            name=name,
+            version=claimed,
+            digest=digest,
+            created_at=datetime.now(UTC),
+            publisher=publisher,
+            run_id=run_id or checked.run.get("run_id") or "",
+            base=checked.base,
+            rank=checked.rank,
+            alpha=checked.alpha,
+            targets=checked.targets,
+            size_bytes=sum(file.size_bytes for file in checked.files),
+            files=checked.files,
+            notes=notes,
+            evaluation=evaluation if evaluation is not None else checked.run.get("evaluation"),
+            warnings=checked.warnings,
+        )
+        await publication.upload(self._store, manifest, folder, progress)
+        await self._ensure_current(name, manifest.version, publisher)
+        return manifest
+
+    async def delete_version(self, name: str, version: str) -> None:
+        """Withdraw a version for good; raises NotAllowedNow while an alias names it."""
+        await self.manifest(name, version)
+        await self._refuse_if_named(name, version)
+        await publication.bury(self._store, name, version)
+        try:
+            # An alias may have moved here since; set_alias looks for tombstones after its write, so one sees the other.
+            await self._refuse_if_named(name, version)
+        except NotAllowedNow:
+            await self._store.delete([tombstone_file(name, version)])
+            raise
+        await publication.delete_files(self._store, name, version)
+
+    # Aliases
+
+    async def set_alias(
+        self, name: str, alias: str, version: str, *, actor: str = "", reason: str = "", expected: str | None = None
+    ) -> AliasChange:
+        """Point an alias at a version. With `expected`, only if it names that one now ("": none), else AliasMoved."""
+        check_alias(alias)
+        await self.manifest(name, version)
+        change = await self._append(name, alias, version, actor, reason, expected)
+        if await self._published(name, version) is None:
+            # Deleted between check and write: take the move back, so that no alias names a version that is gone.
+            history = await self.history(name)
+            before = aliases_now(move for move in history if move.sequence < change.sequence).get(alias)
+            await self._append(name, alias, before, actor, f"{version} was deleted", version)
+            raise AdapterNotFound(f"{name}@{version}", [], "version")
+        return change
+
+    async def remove_alias(self, name: str, alias: str, *, actor: str = "", reason: str = "") -> AliasChange:
+        """Take an alias away; raises AdapterNotFound when there is none, NotAllowedNow for "current"."""
+        if alias == CURRENT:
+            raise NotAllowedNow(f"the alias {CURRENT!r} cannot be removed", fix="Point it at another version.")
+        present = await self.aliases(name)
+        if alias not in present:
+            raise AdapterNotFound(f"{name}@{alias}", [f"{name}@{found}" for found in nearest(alias, present)], "alias")
+        return await self._append(name, alias, None, actor, reason, None)
+
+    # Steps
+
+    async def _same_version(self, name: str, version: str, digest: str) -> Manifest | None:
+        """Return the version if it is published with these very files; raises VersionExists if with others."""
+        check_version(version)
+        if await self._exists(tombstone_file(name, version)):
+            raise NotAllowedNow(
+                f"{name}@{version} was deleted, and numbers are never used again",
+                fix="Publish without naming a version to get the next free one.",
+            )
+        existing = await self._published(name, version)
+        if existing is not None and existing.digest != digest:
+            raise VersionExists(existing.ref)
+        return existing
+
+    async def _claim(self, name: str, version: str | None, digest: str) -> str | Manifest:
+        """Take a number nobody has; or return the version if a racing publisher has just published the same files."""
+        if version:
+            if await publication.claim(self._store, name, version):
+                return version
+            if existing := await self._same_version(name, version, digest):
+                return existing
+            raise VersionExists(f"{name}@{version}")
+        number = (await self._inventory(name)).next_number
+        while number <= _LAST_NUMBER:
+            if await publication.claim(self._store, name, f"v{number}"):
+                return f"v{number}"
+            number += 1
+        raise NotAllowedNow(f"{name} has no version numbers left", fix="Publish under another name.")
+
+    async def _ensure_current(self, name: str, version: str, actor: str) -> None:
+        """Make a bare name work from the first version on; racing publishers agree on whoever comes first."""
+        if CURRENT in await self.aliases(name):
+            return
+        try:
+            await self.set_alias(name, CURRENT, version, actor=actor, reason="first version", expected="")
+        except AliasMoved:
+            return
+
+    async def _refuse_if_named(self, name: str, version: str) -> None:
+        naming = [alias for alias, named in (await self.aliases(name)).items() if named == version]
+        if naming:
+            aliases = " and ".join(f"{name}@{alias}" for alias in naming)
+            raise NotAllowedNow(f"{aliases} names {name}@{version}", fix="Point the alias at another version first.")
+
+    async def _append(
+        self, name: str, alias: str, version: str | None, actor: str, reason: str, expected: str | None
+    ) -> AliasChange:
+        """Add a move to the log; whoever loses the race for a number looks again and takes the next."""
+        while True:
+            history = await self.history(name)
+            present = aliases_now(history).get(alias, "")
+            if expected is not None and present != expected:
+                raise AliasMoved(f"{name}@{alias}", expected or "no version", present)
+            change = AliasChange(
+                sequence=history[-1].sequence + 1 if history else 1,
+                alias=alias,
+                version=version,
+                created_at=datetime.now(UTC),
+                actor=actor,
+                reason=reason,
+            )
+            try:
+                await self._store.create(alias_file(name, change.sequence), change.encode())
+            except AlreadyThere:
+                # A store that retries a write whose answer was lost reports our own move as somebody else's.
+                if await self._move(name, change.sequence) != change:
+                    continue
+            return change

@@ -1,0 +1,202 @@
+"""The catalog answers from memory, and announces every change once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from engine.errors import AdapterNotFound, CorruptVersion, Overloaded, RegistryUnavailable
+from engine.registry.catalog import AliasMoved_, Catalog, Deleted, Published, Subscription
+from engine.registry.layout import MANIFEST, version_file
+from engine.registry.names import AdapterRef
+from engine.registry.registry import Registry
+from engine.registry.store import Store
+from engine.registry.subscription import MOST_EVENTS
+
+Make = Callable[..., tuple]
+
+
+class CountingStore(Store):
+    """Counts reads, and fails on demand."""
+
+    reads = 0
+    away = False
+    unreadable = False
+
+    async def get(self, path: str) -> bytes:
+        self.reads += 1
+        if self.unreadable:
+            raise RegistryUnavailable("reading", "not reachable")
+        return await super().get(path)
+
+    async def list(self, prefix: str) -> list[str]:
+        if self.away:
+            raise RegistryUnavailable("listing", "not reachable")
+        return await super().list(prefix)
+
+
+@pytest.fixture
+def store(store: Store) -> CountingStore:
+    """A store that counts reads."""
+    return CountingStore(store._backend)
+
+
+async def publish(registry: Registry, make_checked: Make, seed: int = 0):
+    """Publish the adapter of this seed."""
+    folder, checked = make_checked(seed)
+    return await registry.publish(folder, checked, name="support")
+
+
+async def waiting(subscription: Subscription) -> list:
+    """Take what is waiting, without waiting for more."""
+    found = []
+    while True:
+        try:
+            found.append(await asyncio.wait_for(anext(subscription), 0.02))
+        except TimeoutError:
+            return found
+
+
+async def test_changes_are_announced_once(registry: Registry, make_checked: Make) -> None:
+    """Publications, moves and deletions each reach a listener exactly once, also with refreshes side by side."""
+    catalog = Catalog(registry)
+    with catalog.subscribe() as listener:
+        first = await publish(registry, make_checked)
+        await asyncio.gather(*(catalog.refresh() for _ in range(4)))
+        second = await publish(registry, make_checked, 1)
+        await registry.set_alias("support", "current", "v2")
+        await registry.delete_version("support", "v1")
+        await catalog.refresh()
+        await catalog.refresh()
+        moves = await registry.history("support")
+        assert await waiting(listener) == [
+            Published(first),
+            AliasMoved_("support", moves[0]),
+            Published(second),
+            AliasMoved_("support", moves[1]),
+            Deleted("support", "v1"),
+        ]
+
+
+class LaggingStore(Store):
+    """Its first listing takes long to arrive."""
+
+    delay = 0.05
+
+    async def list(self, prefix: str) -> list[str]:
+        found = await super().list(prefix)
+        delay, self.delay = self.delay, 0.0
+        await asyncio.sleep(delay)
+        return found
+
+
+async def test_a_slow_refresh_does_not_undo_a_later_one(registry: Registry, store: Store, make_checked: Make) -> None:
+    """An old listing that arrives late neither hides what is new nor has it announced twice."""
+    catalog = Catalog(Registry(LaggingStore(store._backend)))
+    with catalog.subscribe() as listener:
+        slow = asyncio.create_task(catalog.refresh())
+        await asyncio.sleep(0.02)
+        await publish(registry, make_checked)
+        await asyncio.gather(slow, catalog.refresh())
+        assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
+        assert [type(event) for event in await waiting(listener)] == [Published, AliasMoved_]
+
+
+async def test_names_resolve_from_memory(registry: Registry, store: CountingStore, make_checked: Make) -> None:
+    """Resolving reads nothing, and a refresh without news reads no object."""
+    catalog = Catalog(registry)
+    manifest = await publish(registry, make_checked)
+    await catalog.refresh()
+    reads = store.reads
+    await catalog.refresh()
+    assert catalog.resolve(AdapterRef.parse("support")) == catalog.resolve(AdapterRef.parse("support@v1")) == manifest
+    assert store.reads == reads
+    for text, nearest in [("suport", "support"), ("support@v3", "support@v1"), ("support@curent", "support@current")]:
+        with pytest.raises(AdapterNotFound) as caught:
+            catalog.resolve(AdapterRef.parse(text))
+        assert caught.value.nearest == [nearest]
+
+
+async def test_an_outage_keeps_the_old_view(
+    registry: Registry, store: CountingStore, make_checked: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the store is away the names still resolve, the log says so once, and news arrive afterwards."""
+    catalog = Catalog(registry)
+    await publish(registry, make_checked)
+    await catalog.refresh()
+    store.away = True
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await catalog.refresh()
+    assert len(caplog.records) == 1
+    assert isinstance(catalog.last_error, RegistryUnavailable)
+    assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
+    store.away = False
+    await publish(registry, make_checked, 1)
+    await catalog.refresh()
+    assert catalog.last_error is None
+    assert catalog.resolve(AdapterRef.parse("support@v2")).version == "v2"
+
+
+async def test_an_outage_in_the_middle_changes_nothing(
+    registry: Registry, store: CountingStore, make_checked: Make
+) -> None:
+    """A refresh that cannot read all that is new shows none of it, and the next one announces it once."""
+    catalog = Catalog(registry)
+    await publish(registry, make_checked)
+    await catalog.refresh()
+    second = await publish(registry, make_checked, 1)
+    await registry.set_alias("support", "current", "v2")
+    with catalog.subscribe() as listener:
+        store.unreadable = True
+        await catalog.refresh()
+        assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
+        store.unreadable = False
+        await catalog.refresh()
+        assert catalog.resolve(AdapterRef.parse("support")) == second
+        assert [type(event) for event in await waiting(listener)] == [Published, AliasMoved_]
+
+
+async def test_a_corrupt_version_hides_nothing_else(registry: Registry, store: Store, make_checked: Make) -> None:
+    """One damaged manifest is passed over; the other versions resolve."""
+    for seed in range(2):
+        await publish(registry, make_checked, seed)
+    path = version_file("support", "v2", MANIFEST)
+    await store.delete([path])
+    await store.create(path, b"{}")
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    assert isinstance(catalog.last_error, CorruptVersion)
+    assert list(catalog.adapters["support"].manifests) == ["v1"]
+    assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
+
+
+async def test_a_slow_listener_is_ended(registry: Registry) -> None:
+    """Who falls behind gets what is waiting and then Overloaded; the catalog forgets them."""
+    catalog = Catalog(registry)
+    listener = catalog.subscribe()
+    for number in range(MOST_EVENTS + 5):
+        listener.push(Deleted("support", f"v{number + 1}"))
+    for _ in range(MOST_EVENTS):
+        await anext(listener)
+    with pytest.raises(Overloaded):
+        await anext(listener)
+    assert not catalog._subscriptions
+
+
+async def test_closing_ends_the_wait(registry: Registry) -> None:
+    """Closing a subscription ends the loop of whoever waits on it."""
+    catalog = Catalog(registry)
+    listener = catalog.subscribe()
+
+    async def listen() -> list:
+        return [event async for event in listener]
+
+    task = asyncio.create_task(listen())
+    await asyncio.sleep(0)
+    listener.close()
+    assert await task == []
+    assert not catalog._subscriptions
