@@ -1,0 +1,136 @@
+"""One request's way through the runtime: name, prompt, place, adapter, engine, and its tokens straight back."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from engine.errors import InvalidRequest
+from engine.registry.catalog import Catalog
+from engine.registry.manifest import Manifest
+from engine.registry.names import AdapterRef
+from engine.runtime.admission import Admission
+from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, LoadedAdapter, Sampling
+from engine.runtime.residency import Residency
+from engine.runtime.tokens import check_ids
+
+DEFAULT_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in exactly one of its three forms."""
+
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    chat: Sequence[ChatTurn] | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first."""
+
+    prompt: Prompt
+    sampling: Sampling
+    adapter: AdapterRef | None = None
+    priority: int = 0
+
+
+@dataclass
+class Answer:
+    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted."""
+
+    manifest: Manifest | None
+    prompt_tokens: int
+    answers: int
+    queue_s: float = 0.0
+    adapter_wait_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+
+    def count(self, delta: Delta) -> None:
+        """Add a delta to the sums."""
+        now = time.monotonic() - self.arrived
+        if not self.completion_tokens:
+            self.first_token_s = now
+        self.total_s = now
+        self.completion_tokens += len(delta.token_ids)
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+
+
+class Generator:
+    """Answers requests with one engine, its resident adapters and a bounded queue."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, admission: Admission, residency: Residency) -> None:
+        self.engine = engine
+        self.catalog = catalog
+        self.admission = admission
+        self.residency = residency
+        self._numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def answer(self, request: GenerationRequest) -> AsyncIterator[tuple[Answer, AsyncIterator[Delta]]]:
+        """Answer `request`: what is known about it at once, and its deltas. Leaving the block frees everything.
+
+        The version is resolved here, once: an alias that moves later changes nothing for this request.
+        """
+        arrived = time.monotonic()
+        manifest = self.catalog.resolve(request.adapter) if request.adapter else None
+        self.engine.check(request.sampling)
+        ids = await self.encode(request.prompt)
+        sampling = self._fit(request.sampling, len(ids))
+        answer = Answer(manifest, len(ids), sampling.n, arrived=arrived)
+        async with self.admission.place(request.priority, sampling.n):
+            answer.queue_s = time.monotonic() - arrived
+            if manifest is None:
+                async with aclosing(self._run(answer, ids, sampling, None, request.priority)) as deltas:
+                    yield answer, deltas
+                return
+            async with self.residency.lease(manifest) as lease:
+                answer.adapter_wait_s = lease.waited_s
+                async with aclosing(self._run(answer, ids, sampling, lease.adapter, request.priority)) as deltas:
+                    yield answer, deltas
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises InvalidRequest when it is empty or not of this vocabulary."""
+        if prompt.token_ids is not None:
+            check_ids("token_ids.ids", prompt.token_ids, self.engine.info.vocabulary_size)
+            return list(prompt.token_ids)
+        if prompt.chat is not None:
+            return await self.engine.encode_chat(prompt.chat)
+        ids = await self.engine.encode(prompt.text or "")
+        if not ids:
+            raise InvalidRequest("text", "is empty: give at least one token")
+        return ids
+
+    def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
+        """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""
+        context = self.engine.info.context_length
+        room = context - prompt_tokens
+        if room < 1:
+            raise InvalidRequest(
+                "prompt", f"has {prompt_tokens} tokens; the context length is {context}, answer included"
+            )
+        wanted = sampling.max_tokens or max(min(DEFAULT_MAX_TOKENS, room), sampling.min_tokens)
+        if wanted > room:
+            raise InvalidRequest(
+                "sampling.max_tokens",
+                f"{wanted} and a prompt of {prompt_tokens} tokens are above the context length {context}; "
+                f"at most {room} fit",
+            )
+        return replace(sampling, max_tokens=wanted)
+
+    async def _run(
+        self, answer: Answer, ids: list[int], sampling: Sampling, adapter: LoadedAdapter | None, priority: int
+    ) -> AsyncGenerator[Delta, None]:
+        request = EngineRequest(f"g{next(self._numbers)}", ids, sampling, adapter, priority)
+        async with aclosing(self.engine.generate(request)) as deltas:
+            async for delta in deltas:
+                answer.count(delta)
+                yield delta

@@ -1,0 +1,247 @@
+"""Which adapters are in the engine.
+
+A request may only name an adapter that this file has loaded, confirmed and probed, and that stays loaded until the request
+lets go of its lease. We evict (least recently used first, never one in use or pinned) before the engine would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from engine.errors import NotAllowedNow, Overloaded, RegistryUnavailable, WrongBase
+from engine.registry.cache import LocalCopies
+from engine.registry.manifest import Manifest
+from engine.runtime.engine import Engine, LoadedAdapter
+from engine.runtime.probe import Probe
+
+log = structlog.get_logger(__name__)
+
+OnStage = Callable[[str, str], None]  # told (stage, sentence) while an adapter is being loaded
+
+
+class Observer(Protocol):
+    """Counts what residency does."""
+
+    def adapter_loaded(self, seconds: float) -> None:
+        """An adapter was loaded and probed."""
+
+    def adapter_evicted(self) -> None:
+        """An adapter was taken out of the engine."""
+
+
+@dataclass
+class Resident:
+    """An adapter version in the engine, or on its way there."""
+
+    manifest: Manifest
+    adapter: LoadedAdapter | None = None
+    in_use: int = 0
+    pinned: bool = False
+    last_used: float = field(default_factory=time.monotonic)
+    loading: asyncio.Task[None] | None = None
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it may be taken out now."""
+        return self.adapter is not None and not self.in_use and not self.pinned
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to name `adapter` in requests; `waited_s` is how long it took to get it loaded (0 if it was resident)."""
+
+    adapter: LoadedAdapter
+    waited_s: float
+
+
+class Residency:
+    """Loads, keeps and evicts adapters; at most `capacity` at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        copies: LocalCopies,
+        *,
+        base_fingerprint: str,
+        capacity: int,
+        load_timeout_s: float,
+        observer: Observer | None = None,
+    ) -> None:
+        self._engine = engine
+        self._copies = copies
+        self._base_fingerprint = base_fingerprint
+        self._capacity = capacity
+        self._load_timeout_s = load_timeout_s
+        self._observer = observer
+        self._probe = Probe(engine)
+        self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
+        self._residents: dict[str, Resident] = {}  # by content digest
+        self._room = asyncio.Condition()
+
+    @asynccontextmanager
+    async def lease(self, manifest: Manifest, on_stage: OnStage | None = None) -> AsyncIterator[Lease]:
+        """Keep the version loaded for the time of the block, loading it first if need be.
+
+        Raises WrongBase, InvalidAdapter (the engine or the probe refuses it), CorruptVersion, RegistryUnavailable, or
+        Overloaded when every place is taken by adapters in use for longer than the load timeout.
+        """
+        started = time.monotonic()
+        resident = self._residents.get(manifest.digest)
+        ready = resident is not None and resident.adapter is not None
+        if resident is None:
+            resident = await self._reserve(manifest)
+        resident.in_use += 1
+        try:
+            adapter = resident.adapter or await self._loaded(resident, on_stage)
+            resident.last_used = time.monotonic()
+            yield Lease(adapter, 0.0 if ready else time.monotonic() - started)
+        finally:
+            resident.in_use -= 1
+            resident.last_used = time.monotonic()
+            await self._announce_room()
+
+    async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
+        """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
+        async with self.lease(manifest, on_stage):
+            pass
+
+    async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
+        """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing."""
+        resident = self._residents.get(manifest.digest)
+        if resident and resident.adapter and self._capacity > 1:
+            await stack.enter_async_context(self.lease(manifest))
+
+    async def pin(self, manifest: Manifest) -> None:
+        """Load the version and keep it until it is unpinned. Raises as `lease`, NotAllowedNow if nothing else fits then."""
+        pinned = sum(resident.pinned for resident in self._residents.values())
+        present = self._residents.get(manifest.digest)
+        if pinned + 1 >= self._capacity and not (present and present.pinned):
+            raise NotAllowedNow(
+                f"{pinned} of {self._capacity} places are pinned and one must stay free",
+                fix="Unpin another version, or raise --max-resident.",
+            )
+        async with self.lease(manifest):
+            self._residents[manifest.digest].pinned = True
+
+    async def unpin(self, manifest: Manifest) -> None:
+        """Let the version be evicted again when its turn comes."""
+        if resident := self._residents.get(manifest.digest):
+            resident.pinned = False
+            await self._announce_room()
+
+    async def unload(self, manifest: Manifest) -> bool:
+        """Take the version out of the engine; returns whether it was in. Raises NotAllowedNow while requests use it."""
+        async with self._room:
+            resident = self._residents.get(manifest.digest)
+            if resident is None:
+                return False
+            if resident.in_use or resident.adapter is None:
+                raise NotAllowedNow(
+                    f"{manifest.ref} is in use by {resident.in_use} requests",
+                    fix="Wait for them to finish, then try again.",
+                )
+            await self._evict(resident)
+            return True
+
+    def residents(self) -> list[Resident]:
+        """What is loaded now, by name and version."""
+        loaded = [resident for resident in self._residents.values() if resident.adapter]
+        return sorted(loaded, key=lambda r: (r.manifest.name, int(r.manifest.version[1:])))
+
+    async def _reserve(self, manifest: Manifest) -> Resident:
+        """A place for the version, evicting another one if need be."""
+        if manifest.base.fingerprint != self._base_fingerprint:
+            raise WrongBase(manifest.ref, manifest.base.fingerprint, self._base_fingerprint)
+        try:
+            async with asyncio.timeout(self._load_timeout_s), self._room:
+                while True:
+                    if present := self._residents.get(manifest.digest):
+                        return present
+                    if len(self._residents) < self._capacity or await self._evict_oldest():
+                        resident = self._residents[manifest.digest] = Resident(manifest)
+                        return resident
+                    await self._room.wait()
+        except TimeoutError as error:
+            raise Overloaded(self._capacity, "adapters are in use", retry_after_s=5.0) from error
+
+    async def _loaded(self, resident: Resident, on_stage: OnStage | None) -> LoadedAdapter:
+        """Wait for the one load of this version that is under way, starting it if there is none."""
+        if resident.loading is None:
+            resident.loading = asyncio.create_task(self._load(resident, on_stage or (lambda _stage, _detail: None)))
+            resident.loading.add_done_callback(_retrieve)
+        await asyncio.shield(resident.loading)  # a caller that leaves must not take the others' load with it
+        if resident.adapter is None:
+            raise NotAllowedNow(f"{resident.manifest.ref} was unloaded meanwhile", fix="Try again.")
+        return resident.adapter
+
+    async def _load(self, resident: Resident, on_stage: OnStage) -> None:
+        manifest = resident.manifest
+        started = time.monotonic()
+        adapter = None
+        try:
+            on_stage("loading", f"fetching {manifest.ref}")
+            folder = await self._fetch(manifest)
+            name = f"{manifest.ref}#{manifest.digest.removeprefix('sha256:')[:16]}"
+            adapter = LoadedAdapter(next(self._ids), name, folder, manifest.rank)
+            on_stage("loading", f"loading {manifest.ref} into the engine")
+            await self._engine.load_adapter(adapter)
+            on_stage("probing", f"checking that {manifest.ref} changes the answers")
+            await self._probe.check(adapter)
+        except BaseException:
+            self._residents.pop(manifest.digest, None)
+            try:
+                if adapter is not None:
+                    await self._engine.unload_adapter(adapter)
+            finally:
+                await self._announce_room()
+            raise
+        resident.adapter = adapter
+        seconds = time.monotonic() - started
+        log.info("adapter loaded", adapter=manifest.ref, digest=manifest.digest, seconds=round(seconds, 3))
+        if self._observer:
+            self._observer.adapter_loaded(seconds)
+
+    async def _fetch(self, manifest: Manifest) -> Path:
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                return await self._copies.get(manifest)
+        except TimeoutError as error:
+            raise RegistryUnavailable(f"fetching {manifest.ref}", "it took too long") from error
+
+    async def _evict_oldest(self) -> bool:
+        """Evict the least recently used version that may go; False if none may. Called with the condition held."""
+        candidates = [resident for resident in self._residents.values() if resident.evictable]
+        if not candidates:
+            return False
+        await self._evict(min(candidates, key=lambda resident: resident.last_used))
+        return True
+
+    async def _evict(self, resident: Resident) -> None:
+        adapter = resident.adapter
+        del self._residents[
+            resident.manifest.digest
+        ]  # first, so that no request can lease it while the engine forgets it
+        if adapter is not None:
+            await self._engine.unload_adapter(adapter)
+            log.info("adapter evicted", adapter=resident.manifest.ref)
+            if self._observer:
+                self._observer.adapter_evicted()
+
+    async def _announce_room(self) -> None:
+        async with self._room:
+            self._room.notify_all()
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take the load's error, so that asyncio does not report it as lost when every caller has left."""
+    if not task.cancelled():
+        task.exception()

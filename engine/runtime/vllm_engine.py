@@ -1,0 +1,327 @@
+"""The real engine: vLLM's AsyncLLM behind our Engine interface. The only file that touches vLLM.
+
+What this file promises beyond vLLM: an adapter is only ever named by an id that `add_lora` has confirmed; vLLM's own eviction
+and slot reuse never happen (it is given one slot more than residency ever fills, see `_engine_args`); nothing is fetched from
+a hub; every error is one of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import Settings
+from engine.errors import EngineDied, InvalidAdapter, InvalidRequest
+from engine.registry.fingerprint import check_base
+from engine.registry.tensor_checks import adaptable_layers
+from engine.runtime.engine import (
+    ChatTurn,
+    Delta,
+    EngineInfo,
+    EngineLoad,
+    EngineRequest,
+    LoadedAdapter,
+    Logprob,
+    PositionLogprobs,
+    Sampling,
+)
+from engine.runtime.structured import to_grammar
+from engine.runtime.tokens import check_token_ids
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import SamplingParams
+
+_STOP_S = 5.0  # how long vLLM's processes may take to end by themselves
+_LONG_TEXT = 20_000  # characters; longer texts are tokenised in a thread, so that streams do not stutter
+
+
+class VllmEngine:
+    """One vLLM engine for one base model."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._llm: Any = None
+        self._load = EngineLoad(running=0, kv_cache_usage=0.0)
+        self._info = EngineInfo("vllm", 0, 0)
+        self._tokenizer: Any = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """Version, platform and sizes; valid after `start`."""
+        return self._info
+
+    @property
+    def alive(self) -> bool:
+        """False once vLLM's engine process is gone."""
+        return self._llm is not None and not self._llm.errored
+
+    async def start(self) -> None:
+        """Start vLLM; about half a minute, nearly all of it vLLM's own imports and profiling."""
+        await asyncio.to_thread(self._build)
+        import vllm
+
+        config = self._llm.model_config
+        self._tokenizer = self._llm.get_tokenizer()
+        self._info = EngineInfo(
+            description=f"vllm {vllm.__version__} ({self._llm.vllm_config.device_config.device_type})",
+            context_length=config.max_model_len,
+            vocabulary_size=config.get_vocab_size(),
+        )
+
+    def _build(self) -> None:
+        _prepare_environment(self._settings)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class LoadRecorder(StatLoggerBase):  # type: ignore[misc]
+            """Keeps the scheduler's latest figures for `load_now`."""
+
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                del vllm_config, engine_index
+
+            def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+                if scheduler_stats is not None:
+                    engine._load = EngineLoad(scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage)
+
+            def log_engine_initialized(self) -> None:
+                """Nothing to announce: the server does."""
+
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=[LoadRecorder])
+
+    def _engine_args(self) -> dict[str, Any]:
+        settings = self._settings
+        # One slot stays empty for ever: vLLM's CPU kernels read the last slot for rows without an adapter, and a full
+        # cache would make vLLM evict (and later reload from disk, inside the engine's step) on its own.
+        slots = settings.max_resident + 1
+        on_cpu = _on_cpu()
+        _, tensors = check_base(self._folder)
+        return {
+            "model": str(self._folder),
+            "dtype": settings.dtype,
+            "max_model_len": settings.context_length,
+            "max_num_seqs": settings.max_running,
+            "enable_lora": True,
+            "max_loras": slots,
+            "max_cpu_loras": slots,
+            "max_lora_rank": settings.max_rank,
+            "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
+            "enable_prefix_caching": settings.prefix_cache,
+            "gpu_memory_utilization": settings.gpu_memory_share,
+            "scheduling_policy": "priority",
+            "structured_outputs_config": {"backend": "guidance"},
+            "trust_remote_code": False,
+            "enforce_eager": on_cpu,  # graphs only help GPUs
+            # Fewer tokens per step than vLLM's 2,048: a CPU takes seconds for those, and start-up rehearses a full step.
+            "max_num_batched_tokens": max(512, settings.max_running) if on_cpu else None,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+
+    async def stop(self) -> None:
+        """Stop vLLM's processes and wait for them."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()  # it would log the end of the engine as an error
+        await asyncio.to_thread(llm.shutdown, _STOP_S)
+        del llm
+        gc.collect()  # AsyncLLM's finaliser fails if it runs as late as the interpreter's exit
+
+    def load_now(self) -> EngineLoad:
+        """What vLLM's scheduler last reported."""
+        return self._load
+
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens that the base's tokenizer adds."""
+        if len(text) > _LONG_TEXT:
+            return await asyncio.to_thread(self._encode, text)
+        return self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(text))
+        except UnicodeEncodeError as error:
+            raise InvalidRequest("text", "is not valid Unicode") from error
+
+    async def encode_chat(self, turns: Sequence[ChatTurn]) -> list[int]:
+        """Render the conversation by the base's own chat template and tokenise it."""
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return await asyncio.to_thread(self._encode_chat, messages)
+
+    def _encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        import jinja2
+
+        try:
+            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            problem = str(error).splitlines()[0][:200] if str(error) else "unknown"
+            raise InvalidRequest("chat", f"the base's chat template refuses it: {problem}") from error
+        return list(ids)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuse what vLLM would refuse, or worse, accept."""
+        check_token_ids(sampling, self._info.vocabulary_size)
+        if sampling.structured:
+            to_grammar(sampling.structured)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Pass the request to vLLM and its outputs back, delta by delta."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not self.alive:
+            raise EngineDied
+        outputs = self._llm.generate(
+            tokens_input(list(request.prompt_token_ids)),
+            _sampling_params(request.sampling),
+            request.id,
+            lora_request=_lora_request(request.adapter) if request.adapter else None,
+            priority=-request.priority,  # vLLM serves lower numbers first
+        )
+        first = True
+        try:
+            async for output in outputs:
+                for delta in _deltas(output, first):
+                    first = False
+                    yield delta
+        except EngineDeadError as error:
+            raise EngineDied from error
+        except VLLMClientError as error:
+            raise InvalidRequest("sampling", str(error).splitlines()[0][:200]) from error
+        finally:
+            await outputs.aclose()  # aborts the request if it has not finished, which frees its keys and values
+
+    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+        """Load the adapter's weights into vLLM, now and from a local verified folder."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not self.alive:
+            raise EngineDied
+        try:
+            loaded = await self._llm.add_lora(_lora_request(adapter))
+        except EngineDeadError as error:
+            raise EngineDied from error
+        except Exception as error:  # vLLM raises bare Exception with text for whatever it does not like
+            raise _refused(adapter) from error
+        if not loaded:
+            raise _refused(adapter)
+
+    async def unload_adapter(self, adapter: LoadedAdapter) -> None:
+        """Remove the adapter from vLLM."""
+        if self.alive:
+            await self._llm.remove_lora(adapter.id)
+
+
+def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
+    return InvalidAdapter(
+        "load", adapter.name.partition("#")[0], "vLLM refuses to load it", fix="See the server's log."
+    )
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _prepare_environment(settings: Settings) -> None:
+    """VLLM reads these when it is imported, in every one of its processes."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # vLLM would download an adapter path that does not exist
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if _on_cpu():
+        # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _lora_request(adapter: LoadedAdapter) -> LoRARequest:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.id, lora_path=str(adapter.folder))
+
+
+def _sampling_params(sampling: Sampling) -> SamplingParams:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    structured = None
+    if sampling.structured:
+        kinds = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+        value = sampling.structured.value
+        structured = StructuredOutputsParams(
+            **{kinds[sampling.structured.kind]: list(value) if isinstance(value, tuple) else value}
+        )
+    return SamplingParams(
+        n=sampling.n,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        logit_bias=dict(sampling.logit_bias) or None,
+        ignore_eos=sampling.ignore_eos,
+        structured_outputs=structured,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _deltas(output: Any, first: bool) -> list[Delta]:
+    """VLLM's output as deltas; empty ones (nothing new, nothing ended) are left out."""
+    prompt = _prompt_logprobs(output) if first and output.prompt_logprobs else ()
+    deltas: list[Delta] = []
+    for answer in output.outputs:
+        if not answer.token_ids and not answer.text and answer.finish_reason is None:
+            continue
+        deltas.append(
+            Delta(
+                index=answer.index,
+                text=answer.text,
+                token_ids=tuple(answer.token_ids),
+                finish_reason=_finish_reason(answer.finish_reason),
+                logprobs=_positions(answer.token_ids, answer.logprobs) if answer.logprobs else (),
+                prompt_logprobs=prompt if not deltas else (),
+                cached_tokens=output.num_cached_tokens or 0,
+            )
+        )
+    return deltas
+
+
+def _finish_reason(reason: str | None) -> Any:
+    if reason in (None, "stop", "length"):
+        return reason
+    raise EngineDied  # "abort" or "error": vLLM gave the request up, we did not
+
+
+def _prompt_logprobs(output: Any) -> tuple[PositionLogprobs, ...]:
+    return _positions(output.prompt_token_ids[1:], output.prompt_logprobs[1:])  # the first token has no probability
+
+
+def _positions(ids: Sequence[int], places: Sequence[Mapping[int, Any]]) -> tuple[PositionLogprobs, ...]:
+    return tuple(_position(token, place) for token, place in zip(ids, places, strict=False))
+
+
+def _position(token: int, place: Mapping[int, Any]) -> PositionLogprobs:
+    ranked = sorted(place.items(), key=lambda item: item[1].rank or 0)
+    top = tuple(Logprob(i, entry.logprob, entry.decoded_token or "") for i, entry in ranked)
+    mine = next((entry for entry in top if entry.token_id == token), Logprob(token, float("-inf"), ""))
+    return PositionLogprobs(mine, top)
