@@ -1,0 +1,288 @@
+"""AdapterService: publish, look, promote, roll back, load, delete, watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.api.loraplex.v1 import adapters_pb2 as pb
+from engine.api.loraplex.v1 import adapters_pb2_grpc
+from engine.errors import InvalidRequest, Overloaded
+from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, Published
+from engine.registry.checks import Limits, check_adapter
+from engine.registry.fingerprint import Base
+from engine.registry.manifest import Manifest
+from engine.registry.names import AdapterRef
+from engine.registry.registry import Registry
+from engine.runtime.residency import OnStage, Residency
+from engine.server import convert
+from engine.server.boundary import Context
+from engine.server.uploads import Upload
+
+T = TypeVar("T")
+_SHARES = {"receiving": 0.1, "checking": 0.5, "storing": 0.7, "loading": 0.3, "probing": 0.7, "switching": 0.9}
+
+
+class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
+    """Everything about adapters but answering with them."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        residency: Residency,
+        base: Base,
+        limits: Limits,
+        max_publishing: int,
+    ) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._residency = residency
+        self._base = base
+        self._limits = limits
+        self._max_publishing = max_publishing
+        self._publishing = 0
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        """All adapters, as the store has them now."""
+        await self._catalog.refresh()
+        return pb.ListAdaptersResponse(adapters=[_summary(view) for _, view in sorted(self._catalog.adapters.items())])
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
+        """One adapter with its versions and its history."""
+        await self._catalog.refresh()
+        view = self._catalog.adapter(request.name)
+        return pb.GetAdapterResponse(
+            adapter=_summary(view),
+            versions=[convert.version(manifest) for manifest in view.manifests.values()],
+            history=[convert.alias_change(change) for change in view.history],
+        )
+
+    async def PublishAdapter(
+        self,
+        requests: AsyncIterator[pb.PublishAdapterRequest],
+        context: Context,
+    ) -> AsyncIterator[pb.PublishAdapterResponse]:
+        """Receive into a private folder, check there, then store; until then nothing of it is visible to anyone."""
+        if self._publishing >= self._max_publishing:
+            raise Overloaded(self._publishing, "uploads are under way")
+        self._publishing += 1
+        try:
+            header = await _header(requests)
+            evaluation = _evaluation(header.evaluation_json)
+            with tempfile.TemporaryDirectory(prefix="loraplex-upload-") as scratch:
+                upload = Upload(Path(scratch), self._limits.max_bytes)
+                async with aclosing(upload.receive(requests)) as received:
+                    async for total in received:
+                        detail = f"{total} bytes"
+                        yield pb.PublishAdapterResponse(progress=_progress("receiving", detail))
+                async with aclosing(_reported(partial(self._publish, header, evaluation, Path(scratch)))) as steps:
+                    async for step in steps:
+                        if isinstance(step, Manifest):
+                            yield pb.PublishAdapterResponse(version=convert.version(step))
+                        else:
+                            yield pb.PublishAdapterResponse(progress=step)
+        finally:
+            self._publishing -= 1
+
+    async def _publish(
+        self, header: pb.PublishHeader, evaluation: dict[str, Any] | None, folder: Path, report: OnStage
+    ) -> Manifest:
+        report("checking", "names, shapes, values and base model")
+        checked = await asyncio.to_thread(
+            check_adapter, folder, self._base, self._limits, header.base_fingerprint or None
+        )
+        report("storing", f"{len(checked.files)} files")
+        manifest = await self._registry.publish(
+            folder,
+            checked,
+            name=header.name,
+            version=header.version or None,
+            publisher=header.publisher,
+            run_id=header.run_id,
+            notes=header.notes,
+            evaluation=evaluation,
+        )
+        await self._catalog.refresh()
+        return manifest
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> AsyncIterator[pb.SetAliasResponse]:
+        """Warm the version, then move the alias."""
+
+        async def move(report: OnStage) -> pb.AliasChange:
+            return await self._move(
+                request.name, request.alias, request.version, request.expected_version or None,
+                request.actor, request.reason, report,
+            )  # fmt: skip
+
+        async with aclosing(_reported(move)) as steps:
+            async for step in steps:
+                if isinstance(step, pb.AliasChange):
+                    yield pb.SetAliasResponse(change=step)
+                else:
+                    yield pb.SetAliasResponse(progress=step)
+
+    async def RollbackAlias(
+        self,
+        request: pb.RollbackAliasRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.RollbackAliasResponse]:
+        """Warm the version that the alias named before (as a rule it still is), then move the alias back."""
+        alias = request.alias or "current"
+
+        async def move(report: OnStage) -> pb.AliasChange:
+            await self._catalog.refresh()
+            present = self._catalog.resolve(AdapterRef(request.name, alias)).version
+            target = await self._registry.rollback_target(request.name, alias)
+            reason = request.reason or "rollback"
+            return await self._move(request.name, alias, target, present, request.actor, reason, report)
+
+        async with aclosing(_reported(move)) as steps:
+            async for step in steps:
+                if isinstance(step, pb.AliasChange):
+                    yield pb.RollbackAliasResponse(change=step)
+                else:
+                    yield pb.RollbackAliasResponse(progress=step)
+
+    async def _move(
+        self, name: str, alias: str, version: str, expected: str | None, actor: str, reason: str, report: OnStage
+    ) -> pb.AliasChange:
+        await self._catalog.refresh()
+        manifest = self._catalog.resolve(AdapterRef(name, version))
+        async with AsyncExitStack() as stack:
+            view = self._catalog.adapter(name)
+            if before := view.manifests.get(view.aliases.get(alias, "")):
+                await self._residency.hold(before, stack)  # warming must not evict what a rollback would need
+            await self._residency.preload(manifest, report)
+            report("switching", f"{name}@{alias} to {version}")
+            change = await self._registry.set_alias(name, alias, version, actor=actor, reason=reason, expected=expected)
+        await self._catalog.refresh()
+        return convert.alias_change(change)
+
+    async def RemoveAlias(self, request: pb.RemoveAliasRequest, context: Context) -> pb.RemoveAliasResponse:
+        """Take an alias away."""
+        change = await self._registry.remove_alias(
+            request.name, request.alias, actor=request.actor, reason=request.reason
+        )
+        await self._catalog.refresh()
+        return pb.RemoveAliasResponse(change=convert.alias_change(change))
+
+    async def PreloadAdapter(
+        self,
+        request: pb.PreloadAdapterRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.PreloadAdapterResponse]:
+        """Load and probe."""
+
+        async def load(report: OnStage) -> Manifest:
+            manifest = await self._fresh(request.adapter)
+            await self._residency.preload(manifest, report)
+            return manifest
+
+        async with aclosing(_reported(load)) as steps:
+            async for step in steps:
+                if isinstance(step, Manifest):
+                    yield pb.PreloadAdapterResponse(version=convert.version(step))
+                else:
+                    yield pb.PreloadAdapterResponse(progress=step)
+
+    async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.PinAdapterResponse:
+        """Pin or unpin."""
+        manifest = await self._fresh(request.adapter)
+        await (self._residency.pin(manifest) if request.pinned else self._residency.unpin(manifest))
+        return pb.PinAdapterResponse(version=convert.version(manifest))
+
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:
+        """Take a version out of the engine."""
+        manifest = await self._fresh(request.adapter)
+        return pb.UnloadAdapterResponse(was_resident=await self._residency.unload(manifest))
+
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+        """Withdraw a version."""
+        await self._registry.delete_version(request.name, request.version)
+        await self._catalog.refresh()
+        return pb.DeleteVersionResponse()
+
+    async def WatchAdapters(
+        self,
+        request: pb.WatchAdaptersRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.WatchAdaptersResponse]:
+        """Pass the catalog's changes on, after an empty message that says that the watch has begun."""
+        with self._catalog.subscribe() as changes:
+            yield pb.WatchAdaptersResponse()
+            async for change in changes:
+                message = _watched(change)
+                if request.name in ("", message.name):
+                    yield message
+
+    async def _fresh(self, ref: str) -> Manifest:
+        await self._catalog.refresh()
+        return self._catalog.resolve(AdapterRef.parse(ref))
+
+
+def _summary(view: AdapterView) -> pb.AdapterSummary:
+    return pb.AdapterSummary(name=view.name, aliases=view.aliases, versions=list(view.manifests))
+
+
+def _watched(change: Event) -> pb.WatchAdaptersResponse:
+    match change:
+        case Published(manifest=manifest):
+            return pb.WatchAdaptersResponse(name=manifest.name, published=convert.version(manifest))
+        case AliasMoved_(name=name, change=entry):
+            return pb.WatchAdaptersResponse(name=name, alias_changed=convert.alias_change(entry))
+        case Deleted(name=name, version=version):
+            return pb.WatchAdaptersResponse(name=name, deleted_version=version)
+
+
+async def _header(requests: AsyncIterator[pb.PublishAdapterRequest]) -> pb.PublishHeader:
+    async for request in requests:
+        if request.HasField("header"):
+            return request.header
+        break
+    raise InvalidRequest("header", "must be the first message of the upload")
+
+
+def _evaluation(text: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        evaluation = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest("header.evaluation_json", "is not JSON") from error
+    if not isinstance(evaluation, dict):
+        raise InvalidRequest("header.evaluation_json", "must be a JSON object")
+    return evaluation
+
+
+def _progress(stage: str, detail: str) -> pb.Progress:
+    return pb.Progress(stage=stage, detail=detail, fraction=_SHARES[stage])
+
+
+async def _reported(work: Callable[[OnStage], Awaitable[T]]) -> AsyncGenerator[pb.Progress | T, None]:
+    """Run `work`, yielding each stage that it reports and at last its result. Closing this cancels the work."""
+    stages: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
+
+    def report(stage: str, detail: str) -> None:
+        stages.put_nowait(_progress(stage, detail))
+
+    async def run() -> T:
+        try:
+            return await work(report)
+        finally:
+            stages.put_nowait(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while (step := await stages.get()) is not None:
+            yield step
+        yield await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,234 @@
+"""The whole single-machine server: one engine, its adapters, and the ports they are reached by.
+
+Start: check the model folder, open the ports (health says NOT_SERVING), start the engine, say SERVING.
+Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what is left with UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from engine.api.loraplex.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    engine_pb2,
+    engine_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+)
+from engine.config import MEBIBYTE, Settings
+from engine.errors import AddressInUse
+from engine.registry.cache import LocalCopies
+from engine.registry.catalog import Catalog
+from engine.registry.checks import Limits
+from engine.registry.fingerprint import Base, check_base, read_base
+from engine.registry.registry import Registry
+from engine.registry.store import Store
+from engine.runtime.admission import Admission
+from engine.runtime.engine import Engine
+from engine.runtime.fake import FakeEngine
+from engine.runtime.generator import Generator
+from engine.runtime.residency import Residency
+from engine.server.adapters import AdapterService
+from engine.server.boundary import Boundary
+from engine.server.engine_info import EngineService
+from engine.server.generation import GenerationService
+from engine.server.http import SidePort
+from engine.server.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+SERVICES = (
+    *generation_pb2.DESCRIPTOR.services_by_name.values(),
+    *adapters_pb2.DESCRIPTOR.services_by_name.values(),
+    *engine_pb2.DESCRIPTOR.services_by_name.values(),
+)
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A unary Generate sends nothing while it decodes; by default a client that pings meanwhile is sent away.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class App:
+    """The server. `engine` may be given, for tests; otherwise the settings say which."""
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.engine = engine or make_engine(settings)
+        self.metrics = Metrics()
+        self.boundary = Boundary(self.metrics, settings.max_streams)
+        self.health = HealthServicer()
+        self.side_port = SidePort(self.metrics, alive=self._alive, ready=lambda: self.boundary.ready)
+        self.admission = Admission(settings.max_running, settings.max_waiting)
+        self.port = settings.port
+        self.http_port = settings.http_port
+        self._server: aio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._starting = True
+
+    async def start(self) -> None:
+        """Return when the server is ready. Raises BaseModelNotFound, BaseModelIncomplete, AddressInUse or others of ours."""
+        started = time.monotonic()
+        settings = self.settings
+        check_base(settings.model)
+        registry = Registry(Store.open(settings.registry))
+        self._server = self._make_server()
+        await self._set_health(serving=False)
+        await self._server.start()
+        self.http_port = await self.side_port.start(settings.host, settings.http_port)
+        base, _ = await asyncio.gather(
+            asyncio.to_thread(read_base, settings.model, settings.cache / "fingerprints"), self.engine.start()
+        )
+        await self._add_services(registry, base)
+        self._starting = False
+        self._tasks = [asyncio.create_task(self._refresh()), asyncio.create_task(self._watch_engine())]
+        self.boundary.ready = True
+        await self._set_health(serving=True)
+        seconds = round(time.monotonic() - started, 1)
+        log.info("ready", address=f"{settings.host}:{self.port}", http_port=self.http_port, seconds=seconds)
+
+    async def drain(self) -> None:
+        """Take no new work and wait for what is in flight, `drain_s` at most."""
+        log.info("draining", running=self.admission.running, waiting=self.admission.waiting)
+        self.admission.drain()
+        await self._set_health(serving=False)
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.admission.until_idle()
+        except TimeoutError:
+            log.warning("drain limit reached", cut_short=self.admission.running + self.admission.waiting)
+
+    async def stop(self) -> None:
+        """Drain, then close the ports and stop the engine. Harmless when `start` failed half-way."""
+        await self.drain()
+        self.boundary.ready = False
+        for task in self._tasks:
+            task.cancel()
+        if self._server:
+            await self._server.stop(grace=0.5)
+        await self.side_port.stop()
+        await self.engine.stop()
+        log.info("stopped")
+
+    def _make_server(self) -> aio.Server:
+        settings = self.settings
+        limit = settings.max_message_mib * MEBIBYTE
+        options: Sequence[tuple[str, Any]] = (
+            ("grpc.so_reuseport", 0),  # by default a second server would take half of this one's connections
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", -1),
+            *_KEEPALIVE,
+        )
+        server = aio.server(interceptors=[self.boundary], options=options)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        if settings.reflection:
+            names = [service.full_name for service in SERVICES]
+            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+        try:
+            self.port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        except RuntimeError as error:
+            raise AddressInUse(f"{settings.host}:{settings.port} (gRPC)") from error
+        return server
+
+    async def _add_services(self, registry: Registry, base: Base) -> None:
+        settings, server = self.settings, _Running(self._server)
+        self.catalog = Catalog(registry)
+        await self.catalog.refresh()
+        residency = Residency(
+            self.engine,
+            LocalCopies(settings.cache / "adapters", registry),
+            base_fingerprint=base.fingerprint,
+            capacity=settings.max_resident,
+            load_timeout_s=settings.load_timeout_s,
+            observer=self.metrics,
+        )
+        self.generator = Generator(self.engine, self.catalog, self.admission, residency)
+        self.metrics.watch(self.engine, self.admission, residency)
+        limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
+        adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)
+        generation = GenerationService(self.generator, self.metrics, base.fingerprint)
+        engine = EngineService(self.generator, self.metrics, base, settings)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server)
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *(service.full_name for service in SERVICES)):
+            await self.health.set(name, status)
+
+    async def _refresh(self) -> None:
+        """Notice what other processes publish and promote."""
+        while True:
+            await asyncio.sleep(self.settings.refresh_s)
+            await self.catalog.refresh()
+
+    async def _watch_engine(self) -> None:
+        """Say NOT_SERVING once the engine is gone, so that nothing is routed here until the restart."""
+        while self.engine.alive:  # noqa: ASYNC110 - vLLM tells nobody when it dies
+            await asyncio.sleep(0.5)
+        log.error("the engine has stopped; restart the server")
+        await self._set_health(serving=False)
+
+    def _alive(self) -> bool:
+        return self._starting or self.engine.alive
+
+
+class _Running:
+    """Adds services to a server that runs already, which gRPC allows for generic handlers only."""
+
+    def __init__(self, server: aio.Server | None) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Add the service."""
+        if self._server:
+            self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
+        """A faster look-up that is closed once the server runs."""
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name."""
+    if settings.engine == "fake":
+        return FakeEngine(context_length=settings.context_length or 2048)
+    from engine.runtime.vllm_engine import VllmEngine
+
+    return VllmEngine(settings, settings.model)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain and stop it. Raises what `App.start` raises."""
+    app = App(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    starting = asyncio.create_task(app.start())
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            await waiting
+    finally:
+        starting.cancel()
+        waiting.cancel()
+        await asyncio.gather(starting, waiting, return_exceptions=True)
+        await app.stop()
