@@ -1,0 +1,202 @@
+"""Administration of adapters: versions, aliases, and what is in the engine's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.api.loraplex.v1 import adapters_pb2 as pb
+from engine.client.channel import MEBIBYTE, R, Wire
+from engine.client.errors import RequestError, StreamBroken, translated
+
+_LONG_S = 600.0  # deadline in seconds of what loads or uploads an adapter
+
+OnProgress = Callable[[pb.Progress], None]
+E = TypeVar(
+    "E", pb.PublishAdapterResponse, pb.SetAliasResponse, pb.RollbackAliasResponse, pb.PreloadAdapterResponse
+)  # the last message of each carries the result, the others carry progress
+
+
+class Adapters:
+    """Publishes adapters and decides which version answers. Results are messages of loraplex/v1/adapters.proto.
+
+    A `ref` is "support" (its current version), "support@v2" or "support@canary". `timeout_s` is each call's deadline in
+    seconds. `on_progress` is called with every step of long work.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def list(self, *, timeout_s: float | None = None) -> Sequence[pb.AdapterSummary]:
+        """All adapters, by name, with their versions and aliases."""
+        request = pb.ListAdaptersRequest()
+        return (await self._call("ListAdapters", request, pb.ListAdaptersResponse, timeout_s)).adapters
+
+    async def get(self, name: str, *, timeout_s: float | None = None) -> pb.GetAdapterResponse:
+        """One adapter: its versions, its aliases and every alias move so far."""
+        return await self._call("GetAdapter", pb.GetAdapterRequest(name=name), pb.GetAdapterResponse, timeout_s)
+
+    async def publish(
+        self,
+        folder: str | Path,
+        name: str,
+        version: str | None = None,
+        base_fingerprint: str = "",
+        run_id: str = "",
+        publisher: str = "",
+        notes: str = "",
+        evaluation: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+        *,
+        timeout_s: float = _LONG_S,
+    ) -> pb.AdapterVersion:
+        """Upload every file of a PEFT adapter's folder (not of folders inside it) as a version of adapter `name`.
+
+        Left out: `version` means the next free one, `base_fingerprint` the one in run.json, or the server's.
+        Nothing is visible until the server has checked it all. A failed publication is not tried again by itself.
+        """
+        header = pb.PublishHeader(
+            name=name,
+            version=version or "",
+            base_fingerprint=base_fingerprint,
+            run_id=run_id,
+            publisher=publisher,
+            notes=notes,
+            evaluation_json="" if evaluation is None else json.dumps(evaluation, ensure_ascii=False),
+        )
+        files = await asyncio.to_thread(_files, Path(folder))
+        failures: list[OSError] = []
+        parts = _parts(header, files, failures)
+        try:
+            async with self._wire.upload(
+                "AdapterService/PublishAdapter", parts, pb.PublishAdapterResponse, timeout_s
+            ) as replies:
+                return (await _result(replies, on_progress)).version
+        except RequestError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    async def promote(
+        self,
+        name: str,
+        version: str,
+        alias: str = "current",
+        expected_version: str = "",
+        actor: str = "",
+        reason: str = "",
+        on_progress: OnProgress | None = None,
+        *,
+        timeout_s: float = _LONG_S,
+    ) -> pb.AliasChange:
+        """Load and probe a version, then point `alias` at it; Aborted if that does not name `expected_version` now."""
+        request = pb.SetAliasRequest(
+            name=name, alias=alias, version=version, expected_version=expected_version, actor=actor, reason=reason
+        )
+        return (await self._long("SetAlias", request, pb.SetAliasResponse, on_progress, timeout_s)).change
+
+    async def rollback(
+        self,
+        name: str,
+        alias: str = "current",
+        actor: str = "",
+        reason: str = "",
+        on_progress: OnProgress | None = None,
+        *,
+        timeout_s: float = _LONG_S,
+    ) -> pb.AliasChange:
+        """Point `alias` back at the version that it named before."""
+        request = pb.RollbackAliasRequest(name=name, alias=alias, actor=actor, reason=reason)
+        return (await self._long("RollbackAlias", request, pb.RollbackAliasResponse, on_progress, timeout_s)).change
+
+    async def remove_alias(
+        self, name: str, alias: str, actor: str = "", reason: str = "", *, timeout_s: float | None = None
+    ) -> pb.AliasChange:
+        """Take an alias away; "current" cannot be removed."""
+        request = pb.RemoveAliasRequest(name=name, alias=alias, actor=actor, reason=reason)
+        return (await self._call("RemoveAlias", request, pb.RemoveAliasResponse, timeout_s)).change
+
+    async def preload(
+        self, ref: str, on_progress: OnProgress | None = None, *, timeout_s: float = _LONG_S
+    ) -> pb.AdapterVersion:
+        """Load a version into the engine, so that its first request does not wait."""
+        request = pb.PreloadAdapterRequest(adapter=ref)
+        return (await self._long("PreloadAdapter", request, pb.PreloadAdapterResponse, on_progress, timeout_s)).version
+
+    async def pin(self, ref: str, pinned: bool = True, *, timeout_s: float = _LONG_S) -> pb.AdapterVersion:
+        """Keep a version in the engine, or (`pinned` false) let it go again."""
+        request = pb.PinAdapterRequest(adapter=ref, pinned=pinned)
+        return (await self._call("PinAdapter", request, pb.PinAdapterResponse, timeout_s)).version
+
+    async def unload(self, ref: str, *, timeout_s: float | None = None) -> bool:
+        """Take a version out of the engine's memory; tells whether it had been there."""
+        request = pb.UnloadAdapterRequest(adapter=ref)
+        return (await self._call("UnloadAdapter", request, pb.UnloadAdapterResponse, timeout_s)).was_resident
+
+    async def delete_version(self, name: str, version: str, *, timeout_s: float | None = None) -> None:
+        """Withdraw a version for good; FailedPrecondition while an alias names it."""
+        request = pb.DeleteVersionRequest(name=name, version=version)
+        await self._call("DeleteVersion", request, pb.DeleteVersionResponse, timeout_s)
+
+    async def watch(
+        self, name: str = "", *, timeout_s: float = float("inf")
+    ) -> AsyncGenerator[pb.WatchAdaptersResponse, None]:
+        """Changes from now on, of one adapter or of all. The first message has no change: the watch has begun."""
+        request = pb.WatchAdaptersRequest(name=name)
+        call = self._wire.stream("AdapterService/WatchAdapters", request, pb.WatchAdaptersResponse, timeout_s)
+        try:
+            with translated():
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
+
+    async def _call(self, method: str, request: Any, reply: type[R], timeout_s: float | None) -> R:
+        return await self._wire.unary(f"AdapterService/{method}", request, reply, timeout_s)
+
+    async def _long(
+        self, method: str, request: Any, reply: type[E], on_progress: OnProgress | None, timeout_s: float
+    ) -> E:
+        call = self._wire.stream(f"AdapterService/{method}", request, reply, timeout_s)
+        try:
+            return await _result(call, on_progress)
+        finally:
+            call.cancel()
+
+
+async def _result(events: AsyncIterable[E], on_progress: OnProgress | None) -> E:
+    """The one event that is no progress; the progress goes to `on_progress`."""
+    result: E | None = None
+    with translated():
+        async for event in events:
+            if event.WhichOneof("event") != "progress":
+                result = event
+            elif on_progress:
+                on_progress(event.progress)
+    if result is None:
+        raise StreamBroken("the stream ended without its result")
+    return result
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _parts(
+    header: pb.PublishHeader, files: Sequence[Path], failures: list[OSError]
+) -> Iterator[pb.PublishAdapterRequest]:
+    """The messages of an upload; an empty file is one empty chunk. gRPC hides what fails here: see `failures`."""
+    yield pb.PublishAdapterRequest(header=header)
+    try:
+        for path in files:
+            with path.open("rb") as file:
+                data = file.read(MEBIBYTE)
+                yield pb.PublishAdapterRequest(chunk=pb.FileChunk(path=path.name, data=data))
+                while data := file.read(MEBIBYTE):
+                    yield pb.PublishAdapterRequest(chunk=pb.FileChunk(path=path.name, data=data))
+    except OSError as error:
+        failures.append(error)
+        raise
