@@ -1,0 +1,1 @@
+"""Load on a server: workloads, measures, and the benchmark against vLLM itself."""

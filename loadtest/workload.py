@@ -1,0 +1,89 @@
+"""What is asked, and how: a fixed number of callers, each sending its next request when its last one is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from loadtest.measures import Sample
+
+WORDS = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request: greedy, and exactly `max_tokens` tokens long."""
+
+    prompt: str
+    max_tokens: int
+    adapter: str = ""
+
+
+class Target(Protocol):
+    """Something that answers requests as a stream."""
+
+    def stream(self, request: Request) -> AsyncIterator[int]:
+        """Yield the number of new tokens, message by message."""
+        ...
+
+
+def requests(
+    count: int, prompt_words: int, max_tokens: int, adapters: Sequence[str] = ("",), seed: int = 0
+) -> list[Request]:
+    """`count` requests with prompts of random words (no two begin alike, so no cache helps), adapters in turn."""
+    rng = random.Random(seed)
+    return [
+        Request(" ".join(rng.choices(WORDS, k=prompt_words)), max_tokens, adapters[number % len(adapters)])
+        for number in range(count)
+    ]
+
+
+async def run(
+    target: Target, work: Sequence[Request], concurrency: int, on_done: Callable[[], None] = lambda: None
+) -> list[Sample]:
+    """Send all of `work` with `concurrency` callers; one sample each, failed ones included."""
+    pending = iter(work)
+    samples: list[Sample] = []
+
+    async def caller() -> None:
+        for request in pending:
+            samples.append(await _one(target, request))
+            on_done()
+
+    callers: list[Awaitable[None]] = [caller() for _ in range(concurrency)]
+    await asyncio.gather(*callers)
+    return samples
+
+
+async def _one(target: Target, request: Request) -> Sample:
+    sample = Sample()
+    try:
+        async with aclosing(target.stream(request)) as messages:  # type: ignore[type-var]
+            async for count in messages:
+                sample.tokens(count)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong is this request's outcome
+        sample.error = f"{type(error).__name__}: {error}"
+    return sample
