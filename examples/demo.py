@@ -104,9 +104,9 @@ def _row(row: dict[str, str], answer: Generation) -> tuple[str, ...]:
     timings = answer.timings
     return (
         str(answer.adapter),
-        _short(asked.partition(": ")[2] or asked, 44),
-        _short(answer.text.strip().splitlines()[0], 27),
-        _short(row["completion"].strip(), 27),
+        _short(asked.partition(": ")[2] or asked, 40),
+        _short(answer.text.strip().splitlines()[0], 24),
+        _short(row["completion"].strip(), 24),
         f"{timings.time_to_first_token_s:.2f} s",
         f"{timings.total_s:.2f} s",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -82,7 +83,7 @@ class Generator:
         """
         arrived = time.monotonic()
         manifest = self.catalog.resolve(request.adapter) if request.adapter else None
-        self.engine.check(request.sampling)
+        await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
         answer = Answer(manifest, len(ids), sampling.n, arrived=arrived)
@@ -108,6 +109,12 @@ class Generator:
         if not ids:
             raise InvalidRequest("text", "is empty: give at least one token")
         return ids
+
+    async def _check(self, sampling: Sampling) -> None:
+        if sampling.structured:  # a grammar may take a while to compile: not where everybody's tokens pass
+            await asyncio.to_thread(self.engine.check, sampling)
+        else:
+            self.engine.check(sampling)
 
     def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""

@@ -118,7 +118,7 @@ class Boundary(aio.ServerInterceptor):
 
     async def _refuse(self, call: Call, error: LoraplexError) -> None:
         call.code = code_of(error).name
-        call.problem = error.message
+        call.facts["problem"] = error.message
         await call.context.abort(code_of(error), message_of(error), trailers_of(error, call.request_id))
 
     def _finish(self, call: Call) -> None:
@@ -126,9 +126,7 @@ class Boundary(aio.ServerInterceptor):
             return
         seconds = time.monotonic() - call.started
         self._metrics.call(call.method.rpartition("/")[2], call.code, seconds)
-        facts = {"method": call.method.rpartition("/")[2], "code": call.code, "seconds": round(seconds, 4)}
-        if call.problem:
-            facts["problem"] = call.problem
+        facts = {"method": call.method.rpartition("/")[2], "code": call.code, "seconds": round(seconds, 4)} | call.facts
         log.info("call", request_id=call.request_id, **facts)
 
 
@@ -140,7 +138,7 @@ class Call:
         self.context = context
         self.started = time.monotonic()
         self.code = "OK"
-        self.problem = ""
+        self.facts: dict[str, Any] = {}
         self.request_id = _given_id(context) or uuid.uuid4().hex
         self._bind()
 
@@ -151,6 +149,10 @@ class Call:
         if given := getattr(inner, "request_id", ""):
             self.request_id = given
             self._bind()
+        if adapter := getattr(inner, "adapter", ""):
+            self.facts["adapter"] = adapter
+        if labels := getattr(inner, "labels", None):
+            self.facts["labels"] = dict(labels)
         return request
 
     def _bind(self) -> None:
