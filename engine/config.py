@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _loopback_unless_allowed(self) -> Settings:
-        if self.host not in ("localhost", "::1") and not self.host.startswith("127.") and not self.allow_remote:
+        if not self.allow_remote and not _is_loopback(self.host):
             raise ValueError(f"host {self.host} is reachable from outside; add --allow-remote if that is meant")
         return self
 
@@ -103,6 +104,13 @@ class Settings(BaseSettings):
 
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:

@@ -31,15 +31,13 @@ class Running:
 
     async def stop(self) -> None:
         """End it, politely first."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        if self.process.returncode is None:
-            self.process.terminate()
-            try:
-                await asyncio.wait_for(self.process.wait(), 30)
-            except TimeoutError:
-                self.process.kill()
-                await self.process.wait()
+        if self.process.returncode is None and self.process.stdin is None:
+            self.process.terminate()  # the in-process engine ends with its input instead, and takes vLLM's processes along
+        try:
+            await asyncio.wait_for(self.process.communicate(), 30)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.communicate()
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ async def _start(command: list[str], settings: EngineSettings, port: int, log: P
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE if port == 0 else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE if port == 0 else errors,
             stderr=errors,
             env=settings.environment,

@@ -1,6 +1,6 @@
 """The narrow interface between Loraplex and whatever computes tokens: vLLM, or the fake engine of the tests.
 
-One shared suite (tests/unit/engine_suite.py) holds every implementation to the behaviour that is written here.
+One shared suite (tests/engine_suite.py) holds every implementation to the behaviour that is written here.
 """
 
 from __future__ import annotations

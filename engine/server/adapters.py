@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
@@ -23,7 +22,7 @@ from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage, Residency
 from engine.server import convert
 from engine.server.boundary import Context
-from engine.server.uploads import Upload
+from engine.server.uploads import Upload, private_folder
 
 T = TypeVar("T")
 _SHARES = {"receiving": 0.1, "checking": 0.5, "storing": 0.7, "loading": 0.3, "probing": 0.7, "switching": 0.9}
@@ -76,13 +75,13 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
         try:
             header = await _header(requests)
             evaluation = _evaluation(header.evaluation_json)
-            with tempfile.TemporaryDirectory(prefix="loraplex-upload-") as scratch:
-                upload = Upload(Path(scratch), self._limits.max_bytes)
+            with private_folder() as scratch:
+                upload = Upload(scratch, self._limits.max_bytes)
                 async with aclosing(upload.receive(requests)) as received:
                     async for total in received:
                         detail = f"{total} bytes"
                         yield pb.PublishAdapterResponse(progress=_progress("receiving", detail))
-                async with aclosing(_reported(partial(self._publish, header, evaluation, Path(scratch)))) as steps:
+                async with aclosing(_reported(partial(self._publish, header, evaluation, scratch))) as steps:
                     async for step in steps:
                         if isinstance(step, Manifest):
                             yield pb.PublishAdapterResponse(version=convert.version(step))

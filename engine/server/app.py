@@ -72,7 +72,7 @@ class App:
         self.metrics = Metrics()
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
-        self.side_port = SidePort(self.metrics, alive=self._alive, ready=lambda: self.boundary.ready)
+        self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
         self.admission = Admission(settings.max_running, settings.max_waiting)
         self.port = settings.port
         self.http_port = settings.http_port
@@ -87,6 +87,7 @@ class App:
         check_base(settings.model)
         registry = Registry(Store.open(settings.registry))
         self._server = self._make_server()
+        self._bind(self._server)
         await self._set_health(serving=False)
         await self._server.start()
         self.http_port = await self.side_port.start(settings.host, settings.http_port)
@@ -139,11 +140,14 @@ class App:
             names = [service.full_name for service in SERVICES]
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
-        try:
-            self.port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        except RuntimeError as error:
-            raise AddressInUse(f"{settings.host}:{settings.port} (gRPC)") from error
         return server
+
+    def _bind(self, server: aio.Server) -> None:
+        address = f"{self.settings.host}:{self.settings.port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise AddressInUse(f"{address} (gRPC)") from error
 
     async def _add_services(self, registry: Registry, base: Base) -> None:
         settings, server = self.settings, _Running(self._server)
@@ -187,6 +191,9 @@ class App:
 
     def _alive(self) -> bool:
         return self._starting or self.engine.alive
+
+    def _ready(self) -> bool:
+        return self.boundary.ready and self.engine.alive and not self.admission.draining
 
 
 class _Running:

@@ -7,6 +7,7 @@ error into one of ours; nothing else leaves the server. It also counts and logs 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import time
 import uuid
@@ -73,13 +74,17 @@ class Boundary(aio.ServerInterceptor):
 
         async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
             async with self._call(method, context) as call:
-                async with aclosing(handler.unary_stream(call.read(read, data), context)) as responses:
+                result = handler.unary_stream(call.read(read, data), context)
+                if inspect.isawaitable(result):  # gRPC's own health service writes to the context instead of yielding
+                    await result
+                    return
+                async with aclosing(result) as responses:
                     async for response in responses:
                         yield response
 
         async def both(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async with self._call(method, context) as call:
-                requests = (call.read(read, data) async for data in chunks)
+                requests = _read_all(call, read, chunks)
                 async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
                         yield response
@@ -157,6 +162,14 @@ class Call:
 
     def _bind(self) -> None:
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+
+
+async def _read_all(
+    call: Call, read: Callable[[bytes], Any] | None, chunks: AsyncIterator[bytes]
+) -> AsyncIterator[Any]:
+    """A stream's messages. Touches `chunks` only when asked for one: gRPC warns about a stream begun and never read."""
+    async for data in chunks:
+        yield call.read(read, data)
 
 
 def request_id() -> str:

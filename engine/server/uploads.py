@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.errors import InvalidAdapter, InvalidRequest, RegistryUnavailable
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _MAX_FILES = 64
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """An empty folder for one upload, deleted at the end. Raises RegistryUnavailable when there is no room for it."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="loraplex-upload-")
+    except OSError as error:
+        raise RegistryUnavailable("receiving an upload", _why(error)) from error
+    with folder as name:
+        yield Path(name)
 
 
 class Upload:
@@ -32,7 +45,7 @@ class Upload:
         bytes) or RegistryUnavailable (this server's disk is full).
         """
         current: str | None = None
-        file: IO[bytes] | None = None
+        file: FileIO | None = None
         try:
             async for request in requests:
                 if not request.HasField("chunk"):
@@ -49,7 +62,7 @@ class Upload:
             if file:
                 file.close()
 
-    def _open(self, name: str) -> IO[bytes]:
+    def _open(self, name: str) -> FileIO:
         if not _FILE_NAME.fullmatch(name):
             raise InvalidAdapter("path", name[:100], "is not a plain file name", fix="Upload the files of one folder.")
         if name in self.files:
@@ -58,7 +71,7 @@ class Upload:
             raise InvalidAdapter("files", "", f"more than {_MAX_FILES} files", fix="Upload the adapter's files only.")
         self.files.add(name)
         try:
-            return (self._folder / name).open("xb")
+            return (self._folder / name).open("xb", buffering=0)  # a full disk shows here, not when the file is closed
         except OSError as error:
             raise RegistryUnavailable("receiving an upload", _why(error)) from error
 
@@ -73,11 +86,13 @@ class Upload:
             )
 
 
-def _write(file: IO[bytes] | None, data: bytes) -> None:
+def _write(file: FileIO | None, data: bytes) -> None:
     if file is None:
         return
+    left = memoryview(data)
     try:
-        file.write(data)
+        while left:
+            left = left[file.write(left) :]
     except OSError as error:
         raise RegistryUnavailable("receiving an upload", _why(error)) from error
 

@@ -1,0 +1,78 @@
+"""The protos, the handlers and the tests agree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+
+from engine.api.validate import validate_pb2
+from engine.server.adapters import AdapterService
+from engine.server.app import SERVICES
+from engine.server.engine_info import EngineService
+from engine.server.generation import GenerationService
+
+HANDLERS = {kind.__name__: kind for kind in (GenerationService, AdapterService, EngineService)}
+METHODS = [method for service in SERVICES for method in service.methods]
+TESTS = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_rpc_has_a_handler(method: MethodDescriptor) -> None:
+    """Each RPC is implemented by the servicer itself, not by the stub that says UNIMPLEMENTED."""
+    assert method.name in vars(HANDLERS[method.containing_service.name])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_rpc_is_called_by_a_server_test(method: MethodDescriptor) -> None:
+    """Each RPC is called by its name somewhere in the server's tests."""
+    texts = [path.read_text() for path in (TESTS / "unit" / "server").glob("*.py") if path != Path(__file__)]
+    assert any(re.search(rf"\.{method.name}\(", text) for text in texts)
+
+
+def test_no_handler_without_an_rpc() -> None:
+    """Servicers have no method in CamelCase that the protos do not know."""
+    known = {method.name for method in METHODS}
+    for handler in HANDLERS.values():
+        assert {name for name in vars(handler) if name[0].isupper()} <= known
+
+
+def request_fields() -> Iterator[FieldDescriptor]:
+    """Every field that a caller can set, in requests and in the messages inside them."""
+    todo: list[Descriptor] = [method.input_type for method in METHODS]
+    seen: set[str] = set()
+    while todo:
+        message = todo.pop()
+        if message.full_name in seen:
+            continue
+        seen.add(message.full_name)
+        for field in message.fields:
+            yield field
+            if field.message_type and not field.message_type.GetOptions().map_entry:
+                todo.append(field.message_type)
+
+
+def _is_exempt(field: FieldDescriptor) -> bool:
+    single_message = field.message_type and not field.is_repeated
+    return field.type == FieldDescriptor.TYPE_BOOL or bool(single_message)
+
+
+@pytest.mark.parametrize("field", [f for f in request_fields() if not _is_exempt(f)], ids=lambda f: f.full_name)
+def test_every_request_field_is_bounded(field: FieldDescriptor) -> None:
+    """Each number, text, list and map in a request has a constraint; flags and messages need none of their own."""
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    assert rules.WhichOneof("type"), f"{field.full_name} has no buf.validate constraint"
+    if field.is_repeated and field.message_type is None:
+        assert rules.repeated.HasField("max_items")
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        assert rules.map.HasField("max_pairs")
+
+
+def test_there_are_fields_to_check() -> None:
+    """The walk above finds the deep ones too."""
+    names = {field.full_name for field in request_fields()}
+    assert "loraplex.v1.Choice.options" in names
+    assert "loraplex.v1.SamplingParams.logit_bias" in names
