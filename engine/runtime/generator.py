@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,6 +14,7 @@ from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import Admission
 from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, LoadedAdapter, Sampling
+from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
 from engine.runtime.tokens import check_ids
 
@@ -73,6 +73,7 @@ class Generator:
         self.catalog = catalog
         self.admission = admission
         self.residency = residency
+        self.grammars = Grammars()
         self._numbers = itertools.count(1)
 
     @asynccontextmanager
@@ -111,10 +112,9 @@ class Generator:
         return ids
 
     async def _check(self, sampling: Sampling) -> None:
-        if sampling.structured:  # a grammar may take a while to compile: not where everybody's tokens pass
-            await asyncio.to_thread(self.engine.check, sampling)
-        else:
-            self.engine.check(sampling)
+        self.engine.check(replace(sampling, structured=None))
+        if sampling.structured:
+            await self.grammars.check(sampling.structured)
 
     def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""

@@ -79,6 +79,7 @@ class App:
         self._server: aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
+        self.generator: Generator | None = None
 
     async def start(self) -> None:
         """Return when the server is ready. Raises BaseModelNotFound, BaseModelIncomplete, AddressInUse or others of ours."""
@@ -122,6 +123,8 @@ class App:
         if self._server:
             await self._server.stop(grace=0.5)
         await self.side_port.stop()
+        if self.generator:
+            await self.generator.grammars.stop()
         await self.engine.stop()
         log.info("stopped")
 
