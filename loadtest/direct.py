@@ -27,7 +27,7 @@ async def main() -> None:
         work = json.loads(line)
         concurrency = work.pop("concurrency")
         _say(asdict(summarize(await run(target, requests(**work), concurrency))))
-    llm.shutdown()
+    llm.shutdown(timeout=5)
 
 
 def _say(message: dict[str, object]) -> None:

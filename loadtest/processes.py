@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,6 +21,7 @@ from engine.client import AsyncClient
 # What `vllm serve` runs; the command itself asks for a distribution called "vllm", and the CPU build has another name.
 _VLLM_SERVE = "vllm.entrypoints.openai.api_server"
 _START_S = 300.0  # longest start
+_STOP_S = 30.0  # longest stop
 
 
 @dataclass
@@ -30,14 +33,16 @@ class Running:
     port: int = 0
 
     async def stop(self) -> None:
-        """End it, politely first."""
-        if self.process.returncode is None and self.process.stdin is None:
-            self.process.terminate()  # the in-process engine ends with its input instead, and takes vLLM's processes along
-        try:
-            await asyncio.wait_for(self.process.communicate(), 30)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.communicate()
+        """End it politely, then whatever it has left behind: vLLM's own processes outlive a parent that was killed."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # the in-process engine ends with its input
+        elif self.process.returncode is None:
+            self.process.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _STOP_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        await self.process.communicate()
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ async def _start(command: list[str], settings: EngineSettings, port: int, log: P
             stdout=asyncio.subprocess.PIPE if port == 0 else errors,
             stderr=errors,
             env=settings.environment,
+            start_new_session=True,  # a group of its own, to be ended as a whole
         )
     return Running(process, started, port)
 
