@@ -3,8 +3,10 @@
     make bench                        about six minutes on two cores
     make bench ARGS="--rounds 5"
 
-The three run side by side with the same engine settings and take turns, so that the machine's drift hits all alike; one
-round of each to warm up is not counted. Every request streams, greedily and with exactly as many tokens as it asks for.
+AsyncLLM and our server are one process with one engine, asked with and without the front end; vLLM's server has an engine of
+its own with the same settings. They take turns, so that the machine's drift hits all alike; one round of each to warm up is not
+counted. Every request streams, greedily and with exactly as many tokens as it asks for. `loraplex serve` is started and stopped
+before all that, for its start time alone.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from rich.table import Table
 
 from engine.client import AsyncClient
 from loadtest.measures import summarize
-from loadtest.processes import EngineSettings, Running, ask_direct, start_direct, start_loraplex, start_vllm_serve
+from loadtest.processes import EngineSettings, Running, ask_direct, start_loraplex, start_shared, start_vllm_serve
 from loadtest.targets import LoraplexTarget, OpenAITarget
 from loadtest.workload import requests, run
 
@@ -43,16 +45,20 @@ class Contest:
         self._modules = target_modules
         self._concurrency = concurrency
         self.started: dict[str, Running] = {}
+        self.start_s: dict[str, float] = {}
 
     async def start(self, scratch: Path) -> None:
         """Start one after the other: a start takes all cores, and its time is a figure of its own."""
+        ours = await start_loraplex(self._settings, scratch)
+        await ours.stop()
+        self.start_s[OURS] = ours.ready_s
         self.started[VLLM] = await start_vllm_serve(self._settings, self._modules, scratch)
-        self.started[OURS] = await start_loraplex(self._settings, scratch)
-        self.started[DIRECT] = await start_direct(self._settings, self._modules, scratch)
+        self.start_s[VLLM] = self.started[VLLM].ready_s
+        self.started[DIRECT] = self.started[OURS] = await start_shared(self._settings, scratch)
 
     async def stop(self) -> None:
         """Stop whatever runs."""
-        await asyncio.gather(*(running.stop() for running in self.started.values()))
+        await asyncio.gather(*(self.started[name].stop() for name in (VLLM, DIRECT) if name in self.started))
 
     async def round(self, name: str, work: dict[str, Any]) -> dict[str, Any]:
         """Run one workload on one of them, then a few requests one at a time: their TTFT has no queue in it."""
@@ -85,13 +91,13 @@ async def contest(settings: EngineSettings, concurrency: int, rounds: int, work:
                 order = list(measured) if number % 2 else list(reversed(measured))
                 for name in order:
                     bar.update(steps, description=f"round {number} of {rounds}: {name}")
-                    measured[name].append(await race.round(name, work | {"seed": number}))
+                    own = list(measured).index(name)  # prompts of its own: two of them share a prefix cache
+                    measured[name].append(await race.round(name, work | {"seed": 10 * number + own}))
                     bar.advance(steps)
-            starts = {name: running.ready_s for name, running in race.started.items()}
         finally:
             await race.stop()
     return {
-        name: {"start_s": starts[name], "rounds": results[1:]} | _medians(results[1:])
+        name: {"start_s": race.start_s.get(name), "rounds": results[1:]} | _medians(results[1:])
         for name, results in measured.items()
     }
 
@@ -131,7 +137,7 @@ def show(results: dict[str, Any]) -> None:
             f"{result['itl_p99_ms']:.1f} ms",
             f"{result['alone_ttft_p50_ms']:.1f} ms",
             f"{result['alone_ttft_p50_ms'] - direct['alone_ttft_p50_ms']:+.1f} ms",
-            f"{result['start_s']:.1f} s",
+            "" if result["start_s"] is None else f"{result['start_s']:.1f} s",
         )
     console.print(table)
 

@@ -1,33 +1,43 @@
-"""AsyncLLM in a process of its own, for the benchmark: reads one JSON workload per line, writes one JSON summary per line.
+"""The benchmark's own server: a whole Loraplex server whose AsyncLLM can also be asked directly, in the same process.
 
-python -m loadtest.direct '{"model": "FOLDER", ...}'      # the arguments of vLLM's AsyncEngineArgs
+    python -m loadtest.direct '{"model": "FOLDER", ...}'      # settings of engine.config
+
+Front end and baseline then share one engine: two engines with equal settings differ by more than a front end costs. Reads one
+JSON workload per line, runs it on AsyncLLM, and writes one JSON summary per line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from dataclasses import asdict
 
+import structlog
+import uvloop
+
+from engine.config import Settings
+from engine.runtime.vllm_engine import VllmEngine
+from engine.server.app import App
 from loadtest.measures import summarize
 from loadtest.targets import InProcessTarget
 from loadtest.workload import requests, run
 
 
 async def main() -> None:
-    """Start the engine, say so, and answer workloads until standard input ends."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**json.loads(sys.argv[1])))
-    target = InProcessTarget(llm)
-    _say({"ready": True})
+    """Start the server, tell its port, and answer workloads until standard input ends."""
+    settings = Settings(**json.loads(sys.argv[1]))
+    engine = VllmEngine(settings, settings.model)
+    app = App(settings, engine)
+    await app.start()
+    target = InProcessTarget(engine.llm)
+    _say({"port": app.port})
     while line := await asyncio.to_thread(sys.stdin.readline):
         work = json.loads(line)
         concurrency = work.pop("concurrency")
         _say(asdict(summarize(await run(target, requests(**work), concurrency))))
-    llm.shutdown(timeout=5)
+    await app.stop()
 
 
 def _say(message: dict[str, object]) -> None:
@@ -36,4 +46,10 @@ def _say(message: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

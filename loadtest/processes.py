@@ -119,11 +119,16 @@ async def start_vllm_serve(settings: EngineSettings, target_modules: list[str], 
     return running
 
 
-async def start_direct(settings: EngineSettings, target_modules: list[str], scratch: Path) -> Running:
-    """AsyncLLM in a process that answers workloads on its standard input."""
-    arguments = json.dumps(settings.engine_args(target_modules) | {"disable_log_stats": True})
-    running = await _start([sys.executable, "-m", "loadtest.direct", arguments], settings, 0, scratch / "direct.log")
-    await _reply(running)
+async def start_shared(settings: EngineSettings, scratch: Path) -> Running:
+    """A Loraplex server that answers on a port, and whose AsyncLLM answers workloads on standard input."""
+    arguments = {
+        "model": str(settings.model), "registry": str(scratch / "registry"), "cache": str(scratch / "cache"),
+        "port": 0, "http_port": 0, "max_running": settings.max_running, "max_resident": settings.max_resident,
+        "max_rank": settings.max_rank, "kv_cache_gib": settings.kv_cache_gib,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "loadtest.direct", json.dumps(arguments)]
+    running = await _start(command, settings, 0, scratch / "direct.log")
+    running.port = (await _reply(running))["port"]
     running.ready_s = time.perf_counter() - running.ready_s
     return running
 

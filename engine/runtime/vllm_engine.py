@@ -57,6 +57,11 @@ class VllmEngine:
         return self._info
 
     @property
+    def llm(self) -> Any:
+        """The AsyncLLM underneath, for whoever measures what we add to it; None before `start`."""
+        return self._llm
+
+    @property
     def alive(self) -> bool:
         """False once vLLM's engine process is gone."""
         return self._llm is not None and not self._llm.errored
