@@ -15,12 +15,20 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter as the engine knows it: `id` and `name` belong to one content digest for the engine's whole life."""
+    """An adapter as the engine knows it: `id` and `name` belong to one content digest for the engine's whole life.
+
+    `name` is the version's reference, "#", and the beginning of its digest.
+    """
 
     id: int
     name: str
     folder: Path
     rank: int
+
+    @property
+    def ref(self) -> str:
+        """The version, as people name it: "support@v2"."""
+        return self.name.partition("#")[0]
 
 
 @dataclass(frozen=True)

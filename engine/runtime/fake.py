@@ -73,7 +73,7 @@ class FakeEngine:
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Remember the adapter."""
         if not (adapter.folder / "adapter_config.json").is_file():
-            raise InvalidAdapter("load", adapter.name, "its folder is not there", fix="Load it again.")
+            raise InvalidAdapter("load", adapter.ref, "its folder is not there", fix="Load it again.")
         self.loaded[adapter.id] = adapter
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:
@@ -160,7 +160,7 @@ class _Answer:
     def _spoken(self) -> Iterator[int]:
         """'<who> heard: <prompt>', then the end token; again and again where the end token does not count."""
         adapter = self._request.adapter
-        who = adapter.name.partition("#")[0] if adapter else "base"
+        who = adapter.ref if adapter else "base"
         prompt = bytes(token for token in self._request.prompt_token_ids if token < END)
         words = f"{who} heard: ".encode() + prompt + self._chance()
         while True:

@@ -33,13 +33,12 @@ class Probe:
             if self._base is None:
                 self._base = await self._ask(None)
         mine = await self._ask(adapter)
-        label = adapter.name.partition("#")[0]
         if not all(math.isfinite(value) for value in mine):
-            raise InvalidAdapter("probe", label, "its answers are not numbers (NaN)", fix="Train it again.")
+            raise InvalidAdapter("probe", adapter.ref, "its answers are not numbers (NaN)", fix="Train it again.")
         if max(abs(a - b) for a, b in zip(mine, self._base, strict=True)) < NO_EFFECT:
             raise InvalidAdapter(
                 "probe",
-                label,
+                adapter.ref,
                 "it changes nothing: the engine answers as the base model",
                 fix="Check how it was saved.",
             )

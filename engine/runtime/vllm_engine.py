@@ -229,9 +229,7 @@ class VllmEngine:
 
 
 def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
-    return InvalidAdapter(
-        "load", adapter.name.partition("#")[0], "vLLM refuses to load it", fix="See the server's log."
-    )
+    return InvalidAdapter("load", adapter.ref, "vLLM refuses to load it", fix="See the server's log.")
 
 
 def _on_cpu() -> bool:
