@@ -13,18 +13,21 @@ from typing import Any, TypeVar
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.errors import InvalidRequest, Overloaded
+from engine.registry.aliases import version_before
 from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, Published
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
 from engine.registry.manifest import Manifest
-from engine.registry.names import AdapterRef
+from engine.registry.names import CURRENT, AdapterRef
 from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage, Residency
 from engine.server import convert
 from engine.server.boundary import Context
 from engine.server.uploads import Upload, private_folder
 
-T = TypeVar("T")
+R = TypeVar(
+    "R", pb.PublishAdapterResponse, pb.SetAliasResponse, pb.RollbackAliasResponse, pb.PreloadAdapterResponse
+)  # each carries progress, and at last a result
 _SHARES = {"receiving": 0.1, "checking": 0.5, "storing": 0.7, "loading": 0.3, "probing": 0.7, "switching": 0.9}
 
 
@@ -81,18 +84,16 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                     async for total in received:
                         detail = f"{total} bytes"
                         yield pb.PublishAdapterResponse(progress=_progress("receiving", detail))
-                async with aclosing(_reported(partial(self._publish, header, evaluation, scratch))) as steps:
-                    async for step in steps:
-                        if isinstance(step, Manifest):
-                            yield pb.PublishAdapterResponse(version=convert.version(step))
-                        else:
-                            yield pb.PublishAdapterResponse(progress=step)
+                publishing = partial(self._publish, header, evaluation, scratch)
+                async with aclosing(_reported(publishing, pb.PublishAdapterResponse)) as responses:
+                    async for response in responses:
+                        yield response
         finally:
             self._publishing -= 1
 
     async def _publish(
         self, header: pb.PublishHeader, evaluation: dict[str, Any] | None, folder: Path, report: OnStage
-    ) -> Manifest:
+    ) -> pb.PublishAdapterResponse:
         report("checking", "names, shapes, values and base model")
         checked = await asyncio.to_thread(
             check_adapter, folder, self._base, self._limits, header.base_fingerprint or None
@@ -109,50 +110,41 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
             evaluation=evaluation,
         )
         await self._catalog.refresh()
-        return manifest
+        return pb.PublishAdapterResponse(version=convert.version(manifest))
 
-    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> AsyncIterator[pb.SetAliasResponse]:
+    def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> AsyncGenerator[pb.SetAliasResponse, None]:
         """Warm the version, then move the alias."""
 
-        async def move(report: OnStage) -> pb.AliasChange:
-            return await self._move(
+        async def move(report: OnStage) -> pb.SetAliasResponse:
+            await self._catalog.refresh()
+            change = await self._move(
                 request.name, request.alias, request.version, request.expected_version or None,
                 request.actor, request.reason, report,
             )  # fmt: skip
+            return pb.SetAliasResponse(change=change)
 
-        async with aclosing(_reported(move)) as steps:
-            async for step in steps:
-                if isinstance(step, pb.AliasChange):
-                    yield pb.SetAliasResponse(change=step)
-                else:
-                    yield pb.SetAliasResponse(progress=step)
+        return _reported(move, pb.SetAliasResponse)
 
-    async def RollbackAlias(
-        self,
-        request: pb.RollbackAliasRequest,
-        context: Context,
-    ) -> AsyncIterator[pb.RollbackAliasResponse]:
+    def RollbackAlias(
+        self, request: pb.RollbackAliasRequest, context: Context
+    ) -> AsyncGenerator[pb.RollbackAliasResponse, None]:
         """Warm the version that the alias named before (as a rule it still is), then move the alias back."""
-        alias = request.alias or "current"
+        alias = request.alias or CURRENT
 
-        async def move(report: OnStage) -> pb.AliasChange:
+        async def move(report: OnStage) -> pb.RollbackAliasResponse:
             await self._catalog.refresh()
+            view = self._catalog.adapter(request.name)
             present = self._catalog.resolve(AdapterRef(request.name, alias)).version
-            target = await self._registry.rollback_target(request.name, alias)
+            target = version_before(request.name, alias, view.history, view.manifests)
             reason = request.reason or "rollback"
-            return await self._move(request.name, alias, target, present, request.actor, reason, report)
+            change = await self._move(request.name, alias, target, present, request.actor, reason, report)
+            return pb.RollbackAliasResponse(change=change)
 
-        async with aclosing(_reported(move)) as steps:
-            async for step in steps:
-                if isinstance(step, pb.AliasChange):
-                    yield pb.RollbackAliasResponse(change=step)
-                else:
-                    yield pb.RollbackAliasResponse(progress=step)
+        return _reported(move, pb.RollbackAliasResponse)
 
     async def _move(
         self, name: str, alias: str, version: str, expected: str | None, actor: str, reason: str, report: OnStage
     ) -> pb.AliasChange:
-        await self._catalog.refresh()
         manifest = self._catalog.resolve(AdapterRef(name, version))
         async with AsyncExitStack() as stack:
             view = self._catalog.adapter(name)
@@ -172,24 +164,17 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
         await self._catalog.refresh()
         return pb.RemoveAliasResponse(change=convert.alias_change(change))
 
-    async def PreloadAdapter(
-        self,
-        request: pb.PreloadAdapterRequest,
-        context: Context,
-    ) -> AsyncIterator[pb.PreloadAdapterResponse]:
+    def PreloadAdapter(
+        self, request: pb.PreloadAdapterRequest, context: Context
+    ) -> AsyncGenerator[pb.PreloadAdapterResponse, None]:
         """Load and probe."""
 
-        async def load(report: OnStage) -> Manifest:
+        async def load(report: OnStage) -> pb.PreloadAdapterResponse:
             manifest = await self._fresh(request.adapter)
             await self._residency.preload(manifest, report)
-            return manifest
+            return pb.PreloadAdapterResponse(version=convert.version(manifest))
 
-        async with aclosing(_reported(load)) as steps:
-            async for step in steps:
-                if isinstance(step, Manifest):
-                    yield pb.PreloadAdapterResponse(version=convert.version(step))
-                else:
-                    yield pb.PreloadAdapterResponse(progress=step)
+        return _reported(load, pb.PreloadAdapterResponse)
 
     async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.PinAdapterResponse:
         """Pin or unpin."""
@@ -264,14 +249,14 @@ def _progress(stage: str, detail: str) -> pb.Progress:
     return pb.Progress(stage=stage, detail=detail, fraction=_SHARES[stage])
 
 
-async def _reported(work: Callable[[OnStage], Awaitable[T]]) -> AsyncGenerator[pb.Progress | T, None]:
-    """Run `work`, yielding each stage that it reports and at last its result. Closing this cancels the work."""
-    stages: asyncio.Queue[pb.Progress | None] = asyncio.Queue()
+async def _reported(work: Callable[[OnStage], Awaitable[R]], response: type[R]) -> AsyncGenerator[R, None]:
+    """Run `work`, yielding a `response` for each stage that it reports and at last its own. Closing this cancels the work."""
+    stages: asyncio.Queue[R | None] = asyncio.Queue()
 
     def report(stage: str, detail: str) -> None:
-        stages.put_nowait(_progress(stage, detail))
+        stages.put_nowait(response(progress=_progress(stage, detail)))
 
-    async def run() -> T:
+    async def run() -> R:
         try:
             return await work(report)
         finally:
