@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,7 +45,7 @@ class Request:
 class Target(Protocol):
     """Something that answers requests as a stream."""
 
-    def stream(self, request: Request) -> AsyncIterator[int]:
+    def stream(self, request: Request) -> AsyncGenerator[int, None]:
         """Yield the number of new tokens, message by message."""
         ...
 
@@ -81,7 +81,7 @@ async def run(
 async def _one(target: Target, request: Request) -> Sample:
     sample = Sample()
     try:
-        async with aclosing(target.stream(request)) as messages:  # type: ignore[type-var]
+        async with aclosing(target.stream(request)) as messages:
             async for count in messages:
                 sample.tokens(count)
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this request's outcome

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 from engine.errors import InvalidRequest
 from engine.registry.catalog import Catalog
@@ -47,13 +47,13 @@ class Answer:
     manifest: Manifest | None
     prompt_tokens: int
     answers: int
+    arrived: float
     queue_s: float = 0.0
     adapter_wait_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    arrived: float = field(default_factory=time.monotonic)
 
     def count(self, delta: Delta) -> None:
         """Add a delta to the sums."""
@@ -87,16 +87,13 @@ class Generator:
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
-        answer = Answer(manifest, len(ids), sampling.n, arrived=arrived)
+        answer = Answer(manifest, len(ids), sampling.n, arrived)
         async with self.admission.place(request.priority, sampling.n):
             answer.queue_s = time.monotonic() - arrived
-            if manifest is None:
-                async with aclosing(self._run(answer, ids, sampling, None, request.priority)) as deltas:
-                    yield answer, deltas
-                return
-            async with self.residency.lease(manifest) as lease:
-                answer.adapter_wait_s = lease.waited_s
-                async with aclosing(self._run(answer, ids, sampling, lease.adapter, request.priority)) as deltas:
+            async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
+                answer.adapter_wait_s = lease.waited_s if lease else 0.0
+                adapter = lease.adapter if lease else None
+                async with aclosing(self._run(answer, ids, sampling, adapter, request.priority)) as deltas:
                     yield answer, deltas
 
     async def encode(self, prompt: Prompt) -> list[int]:
@@ -112,6 +109,7 @@ class Generator:
         return ids
 
     async def _check(self, sampling: Sampling) -> None:
+        # The engine would check the structure too, but here and now, where nothing can stop it.
         self.engine.check(replace(sampling, structured=None))
         if sampling.structured:
             await self.grammars.check(sampling.structured)

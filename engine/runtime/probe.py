@@ -15,7 +15,7 @@ from engine.runtime.engine import Engine, EngineRequest, LoadedAdapter, Sampling
 
 SENTENCE = "Dear customer, the parties agree: SELECT name FROM orders; the quick brown fox jumps over 13 lazy dogs."
 NO_EFFECT = 1e-4  # nats; a smaller largest difference is rounding
-_SAMPLING = Sampling(max_tokens=1, temperature=0, logprobs=5, prompt_logprobs=0)
+_SAMPLING = Sampling(max_tokens=1, temperature=0, logprobs=0, prompt_logprobs=0)
 
 
 class Probe:
@@ -44,7 +44,7 @@ class Probe:
             )
 
     async def _ask(self, adapter: LoadedAdapter | None) -> list[float]:
-        """Log probabilities of the sentence's tokens, then of the likeliest next ones, as far as there are any."""
+        """Log probabilities of the sentence's tokens after the first, then of the likeliest next one."""
         request = EngineRequest(
             id=f"probe-{next(self._numbers)}",
             prompt_token_ids=await self._engine.encode(SENTENCE),

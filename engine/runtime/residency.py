@@ -155,7 +155,7 @@ class Residency:
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""
         loaded = [resident for resident in self._residents.values() if resident.adapter]
-        return sorted(loaded, key=lambda r: (r.manifest.name, int(r.manifest.version[1:])))
+        return sorted(loaded, key=lambda r: (r.manifest.name, r.manifest.number))
 
     async def _reserve(self, manifest: Manifest) -> Resident:
         """A place for the version, evicting another one if need be."""
@@ -227,9 +227,8 @@ class Residency:
 
     async def _evict(self, resident: Resident) -> None:
         adapter = resident.adapter
-        del self._residents[
-            resident.manifest.digest
-        ]  # first, so that no request can lease it while the engine forgets it
+        # First, so that no request can lease it while the engine forgets it.
+        del self._residents[resident.manifest.digest]
         if adapter is not None:
             await self._engine.unload_adapter(adapter)
             log.info("adapter evicted", adapter=resident.manifest.ref)

@@ -129,9 +129,10 @@ class Boundary(aio.ServerInterceptor):
     def _finish(self, call: Call) -> None:
         if not call.method.startswith(_OURS):
             return
+        method = call.method.rpartition("/")[2]
         seconds = time.monotonic() - call.started
-        self._metrics.call(call.method.rpartition("/")[2], call.code, seconds)
-        facts = {"method": call.method.rpartition("/")[2], "code": call.code, "seconds": round(seconds, 4)} | call.facts
+        self._metrics.call(method, call.code, seconds)
+        facts = {"method": method, "code": call.code, "seconds": round(seconds, 4)} | call.facts
         log.info("call", request_id=call.request_id, **facts)
 
 

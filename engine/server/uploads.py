@@ -51,7 +51,7 @@ class Upload:
                 if not request.HasField("chunk"):
                     raise InvalidRequest("header", "comes once, at the beginning of the upload")
                 chunk = request.chunk
-                if chunk.path != current:
+                if file is None or chunk.path != current:
                     if file:
                         file.close()
                     file, current = self._open(chunk.path), chunk.path
@@ -86,9 +86,7 @@ class Upload:
             )
 
 
-def _write(file: FileIO | None, data: bytes) -> None:
-    if file is None:
-        return
+def _write(file: FileIO, data: bytes) -> None:
     left = memoryview(data)
     try:
         while left:
