@@ -8,15 +8,13 @@
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
-    │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
-    │   └── QuotaExceeded             RESOURCE_EXHAUSTED   more than this caller may have
+    │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
     │   ├── Draining                  UNAVAILABLE          the server is shutting down
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine process is gone
-    │   ├── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
-    │   └── DeadlineExceeded          DEADLINE_EXCEEDED    the caller's deadline passed
+    │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
@@ -26,7 +24,8 @@
         └── InternalError             INTERNAL             a bug of ours; details are in the server's log only
 
 Each class fixes the gRPC status (by name, so that this module imports nothing), a stable `reason` for programs, and `fix`: what
-to do about it, in a sentence. Messages never hold paths outside the caller's own upload, secrets or Python text.
+to do about it, in a sentence. DEADLINE_EXCEEDED, CANCELLED and, for a message over the size limit, RESOURCE_EXHAUSTED are
+gRPC's own answers. Messages never hold paths outside the caller's own upload, secrets or Python text.
 """
 
 from __future__ import annotations
@@ -129,17 +128,6 @@ class NotAllowedNow(LoraplexError):
     reason = "NOT_ALLOWED_NOW"
 
 
-class QuotaExceeded(LoraplexError):
-    """More than this caller may have at once."""
-
-    status = "RESOURCE_EXHAUSTED"
-    reason = "QUOTA_EXCEEDED"
-
-    def __init__(self, message: str, *, fix: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message, fix=fix)
-        self.retry_after_s = retry_after_s
-
-
 class Unavailable(LoraplexError):
     """Base of what may be tried again unchanged, after `retry_after_s` seconds."""
 
@@ -198,17 +186,6 @@ class RegistryUnavailable(Unavailable):
 
     def __init__(self, doing: str, why: str) -> None:
         super().__init__(f"the registry failed while {doing}: {why}")
-
-
-class DeadlineExceeded(LoraplexError):
-    """The caller's deadline passed before the work was done."""
-
-    status = "DEADLINE_EXCEEDED"
-    reason = "DEADLINE_EXCEEDED"
-    fix = "Allow more time, or ask for fewer tokens."
-
-    def __init__(self) -> None:
-        super().__init__("the deadline passed")
 
 
 class BaseModelNotFound(LoraplexError):

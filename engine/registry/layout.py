@@ -40,11 +40,6 @@ class Inventory:
         """A version number that nobody has ever taken."""
         return max(self.taken | self.deleted, default=0) + 1
 
-    @property
-    def next_move(self) -> int:
-        """The number of the next alias move."""
-        return max(self.moves, default=0) + 1
-
 
 def take_inventory(paths: Iterable[str]) -> dict[str, Inventory]:
     """Sort listed paths by adapter; objects that are none of ours are passed over."""

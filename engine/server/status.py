@@ -11,7 +11,6 @@ from engine.errors import (
     InvalidAdapter,
     InvalidRequest,
     LoraplexError,
-    QuotaExceeded,
     Unavailable,
     VersionExists,
     WrongBase,
@@ -73,10 +72,6 @@ def _details(error: LoraplexError) -> list[message.Message]:
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case Unavailable():
             return [_retry(error.retry_after_s)]
-        case QuotaExceeded():
-            quota = error_details_pb2.QuotaFailure.Violation(description=error.message[:500])
-            retry = [] if error.retry_after_s is None else [_retry(error.retry_after_s)]
-            return [error_details_pb2.QuotaFailure(violations=[quota]), *retry]
         case _:
             return []
 
