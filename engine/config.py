@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     max_waiting: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a place; then UNAVAILABLE.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
-    kv_cache_gib: float = Field(2.0, gt=0, le=1024, description="Memory for the key-value cache on a CPU, in GiB.")
+    kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 

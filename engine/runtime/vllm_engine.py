@@ -239,10 +239,10 @@ def _on_cpu() -> bool:
 
 
 def _prepare_environment(settings: Settings) -> None:
-    """VLLM reads these when it is imported, in every one of its processes."""
+    """Set what vLLM reads when it is imported, in every one of its processes."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # vLLM would download an adapter path that does not exist
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
@@ -289,7 +289,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
 
 
 def _deltas(output: Any, first: bool) -> list[Delta]:
-    """VLLM's output as deltas; empty ones (nothing new, nothing ended) are left out."""
+    """The deltas in an output of vLLM's; empty ones (nothing new, nothing ended) are left out."""
     prompt = _prompt_logprobs(output) if first and output.prompt_logprobs else ()
     deltas: list[Delta] = []
     for answer in output.outputs:
