@@ -1,0 +1,353 @@
+// The LoRA update of a linear layer on a CPU, for a batch in which every row has its own adapter or none:
+//
+//     y[row, slice] += B[slot of row, slice] · (A[slot of row, slice] · x[row])
+//
+// The weights are read where vLLM keeps them: A as [slots, rank, in] and B as [slots, out, rank], row-major. Rows come grouped
+// into blocks of one slot each, so a slot's weights are read once for all of its rows. A row's sums are taken in the same order
+// whatever else is in the batch: the result of a row does not depend on its neighbours, to the last bit.
+//
+// Sums are kept in float32. Between A and B the values are rounded to the weights' type, as vLLM's GPU kernels do.
+//
+// Called through ctypes (kernels.py); the structs here and there must agree.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define HAVE_AVX512_BF16_PATH 1
+#endif
+
+namespace {
+
+constexpr int kBlockRows = 32;  // most rows of a block (kernels.py cuts them)
+constexpr int kMaxRank = 512;   // vLLM's largest
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline float widen(float value) { return value; }
+inline float widen(_Float16 value) { return static_cast<float>(value); }
+inline float widen(Bf16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+inline void narrow(float value, float& out) { out = value; }
+inline void narrow(float value, _Float16& out) { out = static_cast<_Float16>(value); }
+inline void narrow(float value, Bf16& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  out.bits = nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace
+
+extern "C" {
+
+// One slice of a layer (q, k or v of a fused projection; the only one of the others).
+struct Slice {
+  const void* a;   // [slots, rank, in]
+  const void* b;   // [slots, out, rank]
+  int32_t* ranks;  // [slots]: rows of A in use, 0 for an adapter that leaves this layer alone, -1 for not yet known
+  int32_t out;
+  int32_t y_offset;  // first column of y
+};
+
+struct Layer {
+  const Slice* slices;
+  int32_t n_slices;
+  int32_t in;
+  int32_t rank;   // of A and B; smaller adapters are padded with zeros
+  int32_t dtype;  // 0 float32, 1 bfloat16, 2 float16; of x, y, A and B alike
+};
+
+struct Batch {
+  const int32_t* rows;    // row numbers, those of a block one after the other
+  const int32_t* starts;  // [n_blocks + 1]: where each block begins in `rows`
+  const int32_t* slots;   // [n_blocks]
+  int32_t n_blocks;
+};
+
+}  // extern "C"
+
+namespace {
+
+// The rows of one block.
+struct Block {
+  const int32_t* rows;
+  int count;
+  int slot;
+};
+
+// ---- Any type, any processor: plain loops, compiled for several and chosen when loaded --------------------------------------
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+template <class T>
+struct Plain {
+  using Type = T;
+
+  // t[i, j] = A[j] · x[rows[i]] for j < rank
+  CLONES static void shrink(const T* x, int64_t x_stride, const Block& block, const T* a,
+                                                           int in, int rank, float* t, int t_stride) {
+    for (int i = 0; i < block.count; ++i) {
+      const T* row = x + block.rows[i] * x_stride;
+      for (int j = 0; j < rank; ++j) {
+        const T* weights = a + static_cast<int64_t>(j) * in;
+        float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+        for (int k = 0; k < in; ++k) sum += widen(row[k]) * widen(weights[k]);
+        t[i * t_stride + j] = sum;
+      }
+    }
+  }
+
+  // y[rows[i]] += B · t[i], with B as [out, b_rank]
+  CLONES static void expand(T* y, int64_t y_stride, const Block& block, const T* b,
+                                                           int out, int b_rank, int rank, const float* t,
+                                                           int t_stride) {
+    constexpr int kTile = 16;
+    float tile[kMaxRank][kTile];  // a tile of B, transposed, so that outputs lie side by side
+    for (int first = 0; first < out; first += kTile) {
+      const int width = std::min(kTile, out - first);
+      for (int o = 0; o < kTile; ++o)
+        for (int j = 0; j < rank; ++j)
+          tile[j][o] = o < width ? widen(b[static_cast<int64_t>(first + o) * b_rank + j]) : 0.f;
+      for (int i = 0; i < block.count; ++i) {
+        float sums[kTile] = {};
+        for (int j = 0; j < rank; ++j) {
+          T rounded;
+          narrow(t[i * t_stride + j], rounded);
+          const float factor = widen(rounded);
+#pragma omp simd
+          for (int o = 0; o < kTile; ++o) sums[o] += factor * tile[j][o];
+        }
+        T* target = y + block.rows[i] * y_stride + first;
+        for (int o = 0; o < width; ++o) narrow(widen(target[o]) + sums[o], target[o]);
+      }
+    }
+  }
+};
+
+// ---- bfloat16 on processors with AVX-512 BF16 -------------------------------------------------------------------------------
+
+#ifdef HAVE_AVX512_BF16_PATH
+#define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+
+AVX512BF16 inline __m512bh load32(const Bf16* p, __mmask32 mask) {
+  return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+}
+
+// t[i..i+M, j..j+N] = A[j..] · x[i..]; M * N sums in registers, 32 products of each per instruction
+template <int M, int N>
+AVX512BF16 inline void dots(const Bf16* const* x, const Bf16* a, int in, float* t, int t_stride) {
+  __m512 sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
+  for (int k = 0; k < in; k += 32) {
+    const __mmask32 mask = in - k >= 32 ? ~0u : (1u << (in - k)) - 1;
+    __m512bh weights[N];
+    for (int n = 0; n < N; ++n) weights[n] = load32(a + static_cast<int64_t>(n) * in + k, mask);
+    for (int m = 0; m < M; ++m) {
+      const __m512bh row = load32(x[m] + k, mask);
+      for (int n = 0; n < N; ++n) sums[m][n] = _mm512_dpbf16_ps(sums[m][n], row, weights[n]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) t[m * t_stride + n] = _mm512_reduce_add_ps(sums[m][n]);
+}
+
+template <int M>
+AVX512BF16 inline void dots_of_rows(const Bf16* const* x, const Bf16* a, int in, int rank, float* t, int t_stride) {
+  int j = 0;
+  for (; j + 4 <= rank; j += 4) dots<M, 4>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
+  for (; j < rank; ++j) dots<M, 1>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
+}
+
+// Eight ranks of sixteen outputs, as four vectors: vector p has the pair (rank 2p, rank 2p + 1) of output o in lane o.
+AVX512BF16 inline void pairs_of_ranks(const Bf16* b, int b_rank, int outputs, __mmask8 ranks, __m512i pairs[4]) {
+  __m512i quarter[4];  // quarter[q], lane l: output 4l + q
+  for (int q = 0; q < 4; ++q) {
+    __m128i part[4];
+    for (int l = 0; l < 4; ++l) {
+      const int output = std::min(4 * l + q, outputs - 1);
+      part[l] = _mm_maskz_loadu_epi16(ranks, b + static_cast<int64_t>(output) * b_rank);
+    }
+    __m512i whole = _mm512_castsi128_si512(part[0]);
+    whole = _mm512_inserti32x4(whole, part[1], 1);
+    whole = _mm512_inserti32x4(whole, part[2], 2);
+    quarter[q] = _mm512_inserti32x4(whole, part[3], 3);
+  }
+  const __m512i low01 = _mm512_unpacklo_epi32(quarter[0], quarter[1]);
+  const __m512i high01 = _mm512_unpackhi_epi32(quarter[0], quarter[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(quarter[2], quarter[3]);
+  const __m512i high23 = _mm512_unpackhi_epi32(quarter[2], quarter[3]);
+  pairs[0] = _mm512_unpacklo_epi64(low01, low23);
+  pairs[1] = _mm512_unpackhi_epi64(low01, low23);
+  pairs[2] = _mm512_unpacklo_epi64(high01, high23);
+  pairs[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// A tile of sixteen outputs for M rows.
+template <int M>
+AVX512BF16 inline void expand_tile(Bf16* const* y, const Bf16* b, int b_rank, int outputs, int rank, const Bf16* t,
+                                   int t_stride) {
+  __m512 sums[M];
+  for (int m = 0; m < M; ++m) sums[m] = _mm512_setzero_ps();
+  for (int j = 0; j < rank; j += 8) {
+    const __mmask8 mask = b_rank - j >= 8 ? 0xff : (1u << (b_rank - j)) - 1;
+    __m512i pairs[4];
+    pairs_of_ranks(b + j, b_rank, outputs, mask, pairs);
+    for (int m = 0; m < M; ++m) {
+      for (int p = 0; p < 4; ++p) {
+        int32_t pair;
+        std::memcpy(&pair, t + m * t_stride + j + 2 * p, sizeof pair);
+        sums[m] = _mm512_dpbf16_ps(sums[m], (__m512bh)_mm512_set1_epi32(pair), (__m512bh)pairs[p]);
+      }
+    }
+  }
+  const __mmask16 mask = outputs >= 16 ? 0xffff : (1u << outputs) - 1;
+  for (int m = 0; m < M; ++m) {
+    const __m256i old = _mm256_maskz_loadu_epi16(mask, y[m]);
+    const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(old), 16));
+    const __m256bh sum = _mm512_cvtneps_pbh(_mm512_add_ps(wide, sums[m]));
+    _mm256_mask_storeu_epi16(y[m], mask, (__m256i)sum);
+  }
+}
+
+struct Avx512Bf16 {
+  using Type = Bf16;
+
+  AVX512BF16 static void shrink(const Bf16* x, int64_t x_stride, const Block& block, const Bf16* a, int in, int rank,
+                                float* t, int t_stride) {
+    int i = 0;
+    const Bf16* rows[4];
+    for (; i + 4 <= block.count; i += 4) {
+      for (int m = 0; m < 4; ++m) rows[m] = x + block.rows[i + m] * x_stride;
+      dots_of_rows<4>(rows, a, in, rank, t + i * t_stride, t_stride);
+    }
+    for (; i < block.count; ++i) {
+      rows[0] = x + block.rows[i] * x_stride;
+      dots_of_rows<1>(rows, a, in, rank, t + i * t_stride, t_stride);
+    }
+  }
+
+  AVX512BF16 static void expand(Bf16* y, int64_t y_stride, const Block& block, const Bf16* b, int out, int b_rank,
+                                int rank, const float* t, int t_stride) {
+    alignas(64) Bf16 rounded[kBlockRows * kMaxRank];
+    const int stride = (rank + 7) / 8 * 8;
+    for (int i = 0; i < block.count; ++i)
+      for (int j = 0; j < stride; ++j) narrow(j < rank ? t[i * t_stride + j] : 0.f, rounded[i * stride + j]);
+    Bf16* targets[8];
+    for (int first = 0; first < out; first += 16) {
+      const int outputs = std::min(16, out - first);
+      const Bf16* tile = b + static_cast<int64_t>(first) * b_rank;
+      int i = 0;
+      for (; i + 8 <= block.count; i += 8) {
+        for (int m = 0; m < 8; ++m) targets[m] = y + block.rows[i + m] * y_stride + first;
+        expand_tile<8>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
+      }
+      for (; i + 2 <= block.count; i += 2) {
+        for (int m = 0; m < 2; ++m) targets[m] = y + block.rows[i + m] * y_stride + first;
+        expand_tile<2>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
+      }
+      for (; i < block.count; ++i) {
+        targets[0] = y + block.rows[i] * y_stride + first;
+        expand_tile<1>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
+      }
+    }
+  }
+};
+
+bool has_avx512_bf16() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+
+// ---- The walk over the blocks -----------------------------------------------------------------------------------------------
+
+Block block_of(const Batch& batch, int number) {
+  const int start = batch.starts[number];
+  return {batch.rows + start, batch.starts[number + 1] - start, batch.slots[number]};
+}
+
+// How many rows of a slot's A are in use; found once, and again when vLLM has written to the slots (kernels.py says when).
+template <class T>
+int used_rank(const Slice& slice, int slot, int rank, int in) {
+  int used = slice.ranks[slot];
+  if (used >= 0) return used;
+  const T* a = static_cast<const T*>(slice.a) + static_cast<int64_t>(slot) * rank * in;
+  const T zero{};
+  for (used = rank; used > 0; --used) {
+    const T* row = a + static_cast<int64_t>(used - 1) * in;
+    const bool empty = std::memcmp(row, &zero, sizeof zero) == 0 && std::memcmp(row, row + 1, (in - 1) * sizeof zero) == 0;
+    if (!empty) break;
+  }
+  slice.ranks[slot] = used;  // two threads may both come here; they write the same
+  return used;
+}
+
+template <class Kernel, class T = typename Kernel::Type>
+void linear(const Layer& layer, const Batch& batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
+#pragma omp parallel for schedule(dynamic) if (batch.n_blocks > 1)
+  for (int number = 0; number < batch.n_blocks; ++number) {
+    const Block block = block_of(batch, number);
+    float t[kBlockRows * kMaxRank];
+    for (int s = 0; s < layer.n_slices; ++s) {
+      const Slice& slice = layer.slices[s];
+      const int rank = used_rank<T>(slice, block.slot, layer.rank, layer.in);
+      if (rank == 0) continue;
+      const T* a = static_cast<const T*>(slice.a) + static_cast<int64_t>(block.slot) * layer.rank * layer.in;
+      const T* b = static_cast<const T*>(slice.b) + static_cast<int64_t>(block.slot) * slice.out * layer.rank;
+      Kernel::shrink(static_cast<const T*>(x), x_stride, block, a, layer.in, rank, t, rank);
+      Kernel::expand(static_cast<T*>(y) + slice.y_offset, y_stride, block, b, slice.out, layer.rank, rank, t, rank);
+    }
+  }
+}
+
+template <class Call>
+void by_type(int dtype, Call call) {
+  switch (dtype) {
+    case 0:
+      return call(Plain<float>{});
+    case 1:
+#ifdef HAVE_AVX512_BF16_PATH
+      static const bool fast = has_avx512_bf16();
+      if (fast) return call(Avx512Bf16{});
+#endif
+      return call(Plain<Bf16>{});
+    case 2:
+      return call(Plain<_Float16>{});
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// y += B · A · x. `x_stride` and `y_stride` are elements from one row to the next.
+void lora_linear(const Layer* layer, const Batch* batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
+  by_type(layer->dtype, [&](auto kernel) { linear<decltype(kernel)>(*layer, *batch, x, x_stride, y, y_stride); });
+}
+
+// Whether this processor takes the AVX-512 BF16 path.
+int lora_has_avx512_bf16() {
+#ifdef HAVE_AVX512_BF16_PATH
+  return has_avx512_bf16();
+#else
+  return 0;
+#endif
+}
+
+}  // extern "C"
