@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
+    lora_kernels: Literal["auto", "force", "off"] = Field(
+        "auto",
+        description="On a CPU, compute adapters with our kernels (auto), with ours on any vLLM (force), or vLLM's (off).",
+    )
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 
     # Bounds

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import vllm_plugin
 from engine.config import Settings
 from engine.errors import EngineDied, InvalidAdapter, InvalidRequest
 from engine.registry.fingerprint import check_base
@@ -104,8 +105,8 @@ class VllmEngine:
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
-        # One slot stays empty for ever: vLLM's CPU kernels read the last slot for rows without an adapter, and a full
-        # cache would make vLLM evict (and later reload from disk, inside the engine's step) on its own.
+        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
+        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
         slots = settings.max_resident + 1
         on_cpu = _on_cpu()
         _, tensors = check_base(self._folder)
@@ -244,6 +245,7 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -83,12 +84,14 @@ class Rows:
             position += len(rows)
         self._starts = np.array([*starts, position], np.int32)
         self._slots = np.array(slots, np.int32)
-        self.c = _Batch(self._rows.ctypes.data, self._starts.ctypes.data, self._slots.ctypes.data, len(slots))
+        self._c = _Batch(self._rows.ctypes.data, self._starts.ctypes.data, self._slots.ctypes.data, len(slots))
+        self.address = ctypes.addressof(self._c)
 
 
 def _block_rows(rows: int) -> int:
     """Rows of a block: many, so that weights are read once for all, but enough blocks for every thread."""
-    return min(_BLOCK_ROWS, max(_SMALL_BLOCK, -(-rows // torch.get_num_threads())))
+    shared = math.ceil(rows / torch.get_num_threads())
+    return min(_BLOCK_ROWS, max(_SMALL_BLOCK, shared))
 
 
 class Layer:
@@ -99,6 +102,7 @@ class Layer:
         self.dtype = a[0].dtype
         self._ranks = np.full((len(a), a[0].shape[0]), -1, np.int32)
         self._version = -1
+        self.idle_for: Rows | None = None  # a batch whose adapters all leave this layer alone
         self._slices = (_Slice * len(a))()
         self._width = 0
         for number, (down, up) in enumerate(self.slices):
@@ -110,7 +114,8 @@ class Layer:
             tensor.is_contiguous() and tensor.dtype == self.dtype and tensor.dtype in _DTYPES for tensor in (*a, *b)
         )
         code = _DTYPES.get(self.dtype, -1)
-        self.c = _Layer(ctypes.addressof(self._slices), len(a), in_size, rank, code)
+        self._c = _Layer(ctypes.addressof(self._slices), len(a), in_size, rank, code)
+        self.address = ctypes.addressof(self._c)
 
     def takes(self, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Whether the kernels can compute this layer for x and y."""
@@ -118,7 +123,7 @@ class Layer:
             self._supported
             and x.dtype == y.dtype == self.dtype
             and x.stride(-1) == y.stride(-1) == 1
-            and x.ndim == y.ndim == 2  # noqa: PLR2004
+            and x.ndim == y.ndim == 2
             and y.shape[-1] >= self._width
         )
 
@@ -128,6 +133,7 @@ class Layer:
         if version != self._version:
             self._ranks.fill(-1)
             self._version = version
+            self.idle_for = None
 
 
 class Library:
@@ -137,7 +143,7 @@ class Library:
         library = ctypes.CDLL(str(path))
         pointer, stride = ctypes.c_void_p, ctypes.c_int64
         library.lora_linear.argtypes = (pointer, pointer, pointer, stride, pointer, stride)
-        library.lora_linear.restype = None
+        library.lora_linear.restype = ctypes.c_int
         self._c: Any = library
 
     @property
@@ -146,11 +152,13 @@ class Library:
         return bool(self._c.lora_has_avx512_bf16())
 
     def linear(self, layer: Layer, rows: Rows, x: torch.Tensor, y: torch.Tensor) -> None:
-        """y [n, out] += B · A · x [n, in], each row by its own slot."""
+        """Add B · A · x [n, in] to y [n, out], each row by its own slot."""
         layer.refresh()
-        self._c.lora_linear(
-            ctypes.addressof(layer.c), ctypes.addressof(rows.c), x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0)
-        )
+        if layer.idle_for is rows:
+            return
+        changed = self._c.lora_linear(layer.address, rows.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        if not changed:
+            layer.idle_for = rows
 
 
 @functools.cache

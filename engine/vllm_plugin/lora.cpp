@@ -148,7 +148,8 @@ AVX512BF16 inline __m512bh load32(const Bf16* p, __mmask32 mask) {
   return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
 }
 
-// t[i..i+M, j..j+N] = A[j..] · x[i..]; M * N sums in registers, 32 products of each per instruction
+// t[i..i+M, j..j+N] = A[j..] · x[i..]; M * N sums in registers, 32 products of each per instruction. The rows of A that come
+// next are fetched meanwhile: the weights of a batch's adapters are too many to stay in the cache from step to step.
 template <int M, int N>
 AVX512BF16 inline void dots(const Bf16* const* x, const Bf16* a, int in, float* t, int t_stride) {
   __m512 sums[M][N];
@@ -157,7 +158,10 @@ AVX512BF16 inline void dots(const Bf16* const* x, const Bf16* a, int in, float* 
   for (int k = 0; k < in; k += 32) {
     const __mmask32 mask = in - k >= 32 ? ~0u : (1u << (in - k)) - 1;
     __m512bh weights[N];
-    for (int n = 0; n < N; ++n) weights[n] = load32(a + static_cast<int64_t>(n) * in + k, mask);
+    for (int n = 0; n < N; ++n) {
+      weights[n] = load32(a + static_cast<int64_t>(n) * in + k, mask);
+      _mm_prefetch(a + static_cast<int64_t>(n + N) * in + k, _MM_HINT_T0);
+    }
     for (int m = 0; m < M; ++m) {
       const __m512bh row = load32(x[m] + k, mask);
       for (int n = 0; n < N; ++n) sums[m][n] = _mm512_dpbf16_ps(sums[m][n], row, weights[n]);
@@ -169,10 +173,13 @@ AVX512BF16 inline void dots(const Bf16* const* x, const Bf16* a, int in, float* 
 
 template <int M>
 AVX512BF16 inline void dots_of_rows(const Bf16* const* x, const Bf16* a, int in, int rank, float* t, int t_stride) {
+  constexpr int N = M == 1 ? 8 : 4;
   int j = 0;
-  for (; j + 4 <= rank; j += 4) dots<M, 4>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
+  for (; j + N <= rank; j += N) dots<M, N>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
   for (; j < rank; ++j) dots<M, 1>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
 }
+
+constexpr int kAhead = 32;  // outputs between the weights in use and those that are fetched
 
 // Eight ranks of sixteen outputs, as four vectors: vector p has the pair (rank 2p, rank 2p + 1) of output o in lane o.
 AVX512BF16 inline void pairs_of_ranks(const Bf16* b, int b_rank, int outputs, __mmask8 ranks, __m512i pairs[4]) {
@@ -181,6 +188,7 @@ AVX512BF16 inline void pairs_of_ranks(const Bf16* b, int b_rank, int outputs, __
     __m128i part[4];
     for (int l = 0; l < 4; ++l) {
       const int output = std::min(4 * l + q, outputs - 1);
+      _mm_prefetch(b + static_cast<int64_t>(output + kAhead) * b_rank, _MM_HINT_T0);
       part[l] = _mm_maskz_loadu_epi16(ranks, b + static_cast<int64_t>(output) * b_rank);
     }
     __m512i whole = _mm512_castsi128_si512(part[0]);
@@ -299,8 +307,9 @@ int used_rank(const Slice& slice, int slot, int rank, int in) {
 }
 
 template <class Kernel, class T = typename Kernel::Type>
-void linear(const Layer& layer, const Batch& batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
-#pragma omp parallel for schedule(dynamic) if (batch.n_blocks > 1)
+int linear(const Layer& layer, const Batch& batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
+  int updates = 0;
+#pragma omp parallel for schedule(dynamic) reduction(+ : updates) if (batch.n_blocks > 1)
   for (int number = 0; number < batch.n_blocks; ++number) {
     const Block block = block_of(batch, number);
     float t[kBlockRows * kMaxRank];
@@ -308,16 +317,18 @@ void linear(const Layer& layer, const Batch& batch, const void* x, int64_t x_str
       const Slice& slice = layer.slices[s];
       const int rank = used_rank<T>(slice, block.slot, layer.rank, layer.in);
       if (rank == 0) continue;
+      ++updates;
       const T* a = static_cast<const T*>(slice.a) + static_cast<int64_t>(block.slot) * layer.rank * layer.in;
       const T* b = static_cast<const T*>(slice.b) + static_cast<int64_t>(block.slot) * slice.out * layer.rank;
       Kernel::shrink(static_cast<const T*>(x), x_stride, block, a, layer.in, rank, t, rank);
       Kernel::expand(static_cast<T*>(y) + slice.y_offset, y_stride, block, b, slice.out, layer.rank, rank, t, rank);
     }
   }
+  return updates;
 }
 
 template <class Call>
-void by_type(int dtype, Call call) {
+int by_type(int dtype, Call call) {
   switch (dtype) {
     case 0:
       return call(Plain<float>{});
@@ -329,6 +340,8 @@ void by_type(int dtype, Call call) {
       return call(Plain<Bf16>{});
     case 2:
       return call(Plain<_Float16>{});
+    default:
+      return 0;
   }
 }
 
@@ -336,9 +349,10 @@ void by_type(int dtype, Call call) {
 
 extern "C" {
 
-// y += B · A · x. `x_stride` and `y_stride` are elements from one row to the next.
-void lora_linear(const Layer* layer, const Batch* batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
-  by_type(layer->dtype, [&](auto kernel) { linear<decltype(kernel)>(*layer, *batch, x, x_stride, y, y_stride); });
+// y += B · A · x. `x_stride` and `y_stride` are elements from one row to the next. Returns 0 if no adapter of the batch
+// changes this layer.
+int lora_linear(const Layer* layer, const Batch* batch, const void* x, int64_t x_stride, void* y, int64_t y_stride) {
+  return by_type(layer->dtype, [&](auto kernel) { return linear<decltype(kernel)>(*layer, *batch, x, x_stride, y, y_stride); });
 }
 
 // Whether this processor takes the AVX-512 BF16 path.

@@ -48,7 +48,7 @@ class PunicaWrapperLoraplex(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],  # noqa: ARG002 - the widths of B say the same
         **_: Any,
     ) -> None:
-        """y += scale · B · A · x for a linear layer; its slices (q, k, v) lie side by side in y."""
+        """Add scale · B · A · x to y for a linear layer; its slices (q, k, v) lie side by side in y."""
         if self._rows.groups:
             self._linear(self._layer(lora_a_stacked, lora_b_stacked), self._rows, x, y, scale)
 
@@ -69,7 +69,7 @@ class PunicaWrapperLoraplex(PunicaWrapperCPU):  # type: ignore[misc]
     def add_lora_embedding(
         self, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
     ) -> None:
-        """y += B · x, where x [rows, rank] are the looked-up rows of A."""
+        """Add B · x to y, where x [rows, rank] are the looked-up rows of A."""
         self.add_expand(y, (x.float(),), (lora_b_stacked,), (lora_b_stacked.shape[-2],), add_inputs=add_inputs)
 
     def add_shrink(
