@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -210,28 +210,28 @@ async def _list_names(where: str) -> list[str]:
     return await Registry(Store.open(where)).list_names()
 
 
-async def try_engine(settings: Settings) -> Finding:
-    """Start the engine, generate four tokens greedily, and stop it."""
-    small = settings.model_copy(update={"max_resident": 1})
+async def tried(name: str, attempt: Awaitable[Finding]) -> Finding:
+    """What `attempt` finds with an engine that it starts; whatever the engine raises or prints is a finding, too."""
     with tempfile.TemporaryFile() as log:
         try:
             with _captured(log):
-                return await _generate(small)
+                return await attempt
         except ModuleNotFoundError as error:
-            return Finding("generation", "fail", f"{error.name} is not installed", _ENGINE_HELP)
+            return Finding(name, "fail", f"{error.name} is not installed", _ENGINE_HELP)
         except LoraplexError as error:
-            return Finding("generation", "fail", error.message, error.fix)
+            return Finding(name, "fail", error.message, error.fix)
         except Exception as error:  # noqa: BLE001 - whatever vLLM raises is the finding
             fix = f"The end of the engine's log: {_tail(log)}"
-            return Finding("generation", "fail", f"{type(error).__name__}: {str(error)[:300]}", fix)
+            return Finding(name, "fail", f"{type(error).__name__}: {str(error)[:300]}", fix)
 
 
-async def _generate(settings: Settings) -> Finding:
+async def generate_some(settings: Settings) -> Finding:
+    """Start the engine, generate four tokens greedily, and stop it."""
     from engine.runtime.engine import EngineRequest, Sampling
     from engine.server.app import make_engine
 
     started = time.monotonic()
-    engine = make_engine(settings)
+    engine = make_engine(settings.model_copy(update={"max_resident": 1}))
     try:
         async with asyncio.timeout(_START_S):
             await engine.start()
@@ -249,10 +249,13 @@ async def _generate(settings: Settings) -> Finding:
 
 @contextmanager
 def _captured(log: IO[bytes]) -> Iterator[None]:
-    """Send what the engine and its processes print into `log`; stdout stays ours."""
+    """Send what the engine and its processes print into `log`; stdout stays ours, and a terminal keeps our progress bar."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
+    ours = sys.stderr
+    if ours.isatty():
+        sys.stderr = os.fdopen(os.dup(2), "w")
     try:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -260,6 +263,7 @@ def _captured(log: IO[bytes]) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        sys.stderr = ours
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)

@@ -49,8 +49,11 @@ class VllmEngine:
         self._folder = folder
         self._llm: Any = None
         self._load = EngineLoad(running=0, kv_cache_usage=0.0)
-        self._info = EngineInfo("vllm", 0, 0)
+        self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
+        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
+        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
+        self._slots = settings.max_resident + 1
 
     @property
     def info(self) -> EngineInfo:
@@ -78,6 +81,7 @@ class VllmEngine:
             description=f"vllm {vllm.__version__} ({self._llm.vllm_config.device_config.device_type})",
             context_length=config.max_model_len,
             vocabulary_size=config.get_vocab_size(),
+            slots=self._slots,
         )
 
     def _build(self) -> None:
@@ -105,9 +109,6 @@ class VllmEngine:
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
-        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
-        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
-        slots = settings.max_resident + 1
         on_cpu = _on_cpu()
         _, tensors = check_base(self._folder)
         return {
@@ -116,8 +117,8 @@ class VllmEngine:
             "max_model_len": settings.context_length,
             "max_num_seqs": settings.max_running,
             "enable_lora": True,
-            "max_loras": slots,
-            "max_cpu_loras": slots,
+            "max_loras": self._slots,
+            "max_cpu_loras": self._slots,
             "max_lora_rank": settings.max_rank,
             "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
             "enable_prefix_caching": settings.prefix_cache,

@@ -90,7 +90,7 @@ class Rows:
 
 def _block_rows(rows: int) -> int:
     """Rows of a block: many, so that weights are read once for all, but enough blocks for every thread."""
-    shared = math.ceil(rows / torch.get_num_threads())
+    shared = math.ceil(rows / int(torch.get_num_threads()))
     return min(_BLOCK_ROWS, max(_SMALL_BLOCK, shared))
 
 
