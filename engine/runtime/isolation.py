@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from engine.runtime.engine import Engine, EngineRequest, LoadedAdapter, Sampling
 
-PROMPT_LENGTHS = (3, 9, 17, 40, 90)  # tokens
+PROMPT_LENGTHS = (2, 5, 9, 16, 33)  # tokens
 MOST_TOKENS = 6  # of an answer
 MOST_ROWS = 10  # of a mix
 STAGGER_S = 0.03  # longest time between a mix's first and last arrival

@@ -57,6 +57,6 @@ def write_mixed_adapters(folder: Path, shapes: Shapes, count: int, max_rank: int
     made = []
     for number in range(count):
         rank = ranks[number % len(ranks)]
-        layers = kinds[number // len(ranks) % len(kinds)] if count > len(ranks) else kinds[number % len(kinds)]
+        layers = kinds[(number + number // len(kinds)) % len(kinds)]  # shifted in each round, so that pairs differ
         made.append((write_strong_adapter(folder / f"strong-{number}", shapes, rank, layers, number), rank))
     return made

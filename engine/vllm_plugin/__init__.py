@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 TESTED_VLLM = ("0.32.0",)  # the interface between vLLM and its LoRA kernels is not a public one
 SWITCH = "LORAPLEX_LORA_KERNELS"
@@ -39,3 +41,9 @@ def register() -> str | None:
         )
         return None
     return "engine.vllm_plugin.platform.LoraplexCpuPlatform"
+
+
+def library_path() -> Path | None:
+    """Where the compiled kernels are; None if they were not built, for want of a compiler."""
+    candidates = (Path(__file__).with_name(f"_lora{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)

@@ -10,13 +10,14 @@ import ctypes
 import functools
 import math
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from engine.vllm_plugin import library_path
 
 _BLOCK_ROWS = 32  # most rows of a block; lora.cpp has room for as many
 _SMALL_BLOCK = 4  # fewest rows worth a block of their own when there are threads to spare
@@ -164,8 +165,5 @@ class Library:
 @functools.cache
 def load() -> Library | None:
     """The library, or None where it was not built."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_lora{suffix}")
-        if path.exists():
-            return Library(path)
-    return None
+    path = library_path()
+    return Library(path) if path else None

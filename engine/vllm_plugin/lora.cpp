@@ -144,92 +144,117 @@ struct Plain {
 #ifdef HAVE_AVX512_BF16_PATH
 #define AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 
-AVX512BF16 inline __m512bh load32(const Bf16* p, __mmask32 mask) {
-  return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+// Masked loads cost twice as much as whole ones, so they are left to the ends.
+AVX512BF16 inline __m512bh load32(const Bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+AVX512BF16 inline __m512bh load_some(const Bf16* p, int count) {
+  return (__m512bh)_mm512_maskz_loadu_epi16((1u << count) - 1, p);
+}
+AVX512BF16 inline __m128i load8(const Bf16* p, int count) {
+  return count >= 8 ? _mm_loadu_si128((const __m128i*)p) : _mm_maskz_loadu_epi16((1u << count) - 1, p);
+}
+
+// The sums of four vectors' sixteen numbers. The order of additions is part of a row's result: keep it the same everywhere.
+AVX512BF16 inline __m128 sums_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512 lanes = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 
 // t[i..i+M, j..j+N] = A[j..] · x[i..]; M * N sums in registers, 32 products of each per instruction. The rows of A that come
 // next are fetched meanwhile: the weights of a batch's adapters are too many to stay in the cache from step to step.
 template <int M, int N>
 AVX512BF16 inline void dots(const Bf16* const* x, const Bf16* a, int in, float* t, int t_stride) {
+  static_assert(N == 1 || N % 4 == 0);
   __m512 sums[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
-  for (int k = 0; k < in; k += 32) {
-    const __mmask32 mask = in - k >= 32 ? ~0u : (1u << (in - k)) - 1;
+  int k = 0;
+  for (; k + 32 <= in; k += 32) {
     __m512bh weights[N];
     for (int n = 0; n < N; ++n) {
-      weights[n] = load32(a + static_cast<int64_t>(n) * in + k, mask);
+      weights[n] = load32(a + static_cast<int64_t>(n) * in + k);
       _mm_prefetch(a + static_cast<int64_t>(n + N) * in + k, _MM_HINT_T0);
     }
     for (int m = 0; m < M; ++m) {
-      const __m512bh row = load32(x[m] + k, mask);
+      const __m512bh row = load32(x[m] + k);
       for (int n = 0; n < N; ++n) sums[m][n] = _mm512_dpbf16_ps(sums[m][n], row, weights[n]);
     }
   }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) t[m * t_stride + n] = _mm512_reduce_add_ps(sums[m][n]);
+  if (k < in) {
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n)
+        sums[m][n] = _mm512_dpbf16_ps(sums[m][n], load_some(x[m] + k, in - k),
+                                      load_some(a + static_cast<int64_t>(n) * in + k, in - k));
+  }
+  for (int m = 0; m < M; ++m) {
+    if constexpr (N == 1) {
+      t[m * t_stride] = _mm512_reduce_add_ps(sums[m][0]);
+    } else {
+      for (int n = 0; n < N; n += 4)
+        _mm_storeu_ps(t + m * t_stride + n, sums_of_four(sums[m][n], sums[m][n + 1], sums[m][n + 2], sums[m][n + 3]));
+    }
+  }
 }
 
 template <int M>
 AVX512BF16 inline void dots_of_rows(const Bf16* const* x, const Bf16* a, int in, int rank, float* t, int t_stride) {
-  constexpr int N = M == 1 ? 8 : 4;
   int j = 0;
-  for (; j + N <= rank; j += N) dots<M, N>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
+  if constexpr (M == 1)  // a single row leaves registers for more rows of A
+    for (; j + 8 <= rank; j += 8) dots<M, 8>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
+  for (; j + 4 <= rank; j += 4) dots<M, 4>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
   for (; j < rank; ++j) dots<M, 1>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
 }
 
-constexpr int kAhead = 32;  // outputs between the weights in use and those that are fetched
-
-// Eight ranks of sixteen outputs, as four vectors: vector p has the pair (rank 2p, rank 2p + 1) of output o in lane o.
-AVX512BF16 inline void pairs_of_ranks(const Bf16* b, int b_rank, int outputs, __mmask8 ranks, __m512i pairs[4]) {
-  __m512i quarter[4];  // quarter[q], lane l: output 4l + q
-  for (int q = 0; q < 4; ++q) {
-    __m128i part[4];
-    for (int l = 0; l < 4; ++l) {
-      const int output = std::min(4 * l + q, outputs - 1);
-      _mm_prefetch(b + static_cast<int64_t>(output + kAhead) * b_rank, _MM_HINT_T0);
-      part[l] = _mm_maskz_loadu_epi16(ranks, b + static_cast<int64_t>(output) * b_rank);
+// Sixteen outputs of B, as pairs of ranks: pairs[p] has (rank 2p, rank 2p + 1) of output o in lane o. Ranks are taken eight at
+// a time, those from `rank` on as zeros.
+AVX512BF16 inline void pack_tile(const Bf16* b, int b_rank, int outputs, int rank, __m512i* pairs) {
+  for (int o = 0; o < 16; ++o) _mm_prefetch(b + static_cast<int64_t>(o + 32) * b_rank, _MM_HINT_T0);
+  for (int j = 0; j < rank; j += 8, pairs += 4) {
+    __m512i quarter[4];  // quarter[q], 128-bit lane l: output 4l + q
+    for (int q = 0; q < 4; ++q) {
+      __m128i part[4];
+      for (int l = 0; l < 4; ++l) {
+        const int output = std::min(4 * l + q, outputs - 1);
+        part[l] = load8(b + static_cast<int64_t>(output) * b_rank + j, rank - j);
+      }
+      __m512i whole = _mm512_castsi128_si512(part[0]);
+      whole = _mm512_inserti32x4(whole, part[1], 1);
+      whole = _mm512_inserti32x4(whole, part[2], 2);
+      quarter[q] = _mm512_inserti32x4(whole, part[3], 3);
     }
-    __m512i whole = _mm512_castsi128_si512(part[0]);
-    whole = _mm512_inserti32x4(whole, part[1], 1);
-    whole = _mm512_inserti32x4(whole, part[2], 2);
-    quarter[q] = _mm512_inserti32x4(whole, part[3], 3);
+    const __m512i low01 = _mm512_unpacklo_epi32(quarter[0], quarter[1]);
+    const __m512i high01 = _mm512_unpackhi_epi32(quarter[0], quarter[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(quarter[2], quarter[3]);
+    const __m512i high23 = _mm512_unpackhi_epi32(quarter[2], quarter[3]);
+    pairs[0] = _mm512_unpacklo_epi64(low01, low23);
+    pairs[1] = _mm512_unpackhi_epi64(low01, low23);
+    pairs[2] = _mm512_unpacklo_epi64(high01, high23);
+    pairs[3] = _mm512_unpackhi_epi64(high01, high23);
   }
-  const __m512i low01 = _mm512_unpacklo_epi32(quarter[0], quarter[1]);
-  const __m512i high01 = _mm512_unpackhi_epi32(quarter[0], quarter[1]);
-  const __m512i low23 = _mm512_unpacklo_epi32(quarter[2], quarter[3]);
-  const __m512i high23 = _mm512_unpackhi_epi32(quarter[2], quarter[3]);
-  pairs[0] = _mm512_unpacklo_epi64(low01, low23);
-  pairs[1] = _mm512_unpackhi_epi64(low01, low23);
-  pairs[2] = _mm512_unpacklo_epi64(high01, high23);
-  pairs[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
-// A tile of sixteen outputs for M rows.
+// The packed outputs for M rows. `t` holds each row's values as pairs of bfloat16.
 template <int M>
-AVX512BF16 inline void expand_tile(Bf16* const* y, const Bf16* b, int b_rank, int outputs, int rank, const Bf16* t,
-                                   int t_stride) {
+AVX512BF16 inline void add_tile(Bf16* const* y, int outputs, const __m512i* pairs, int n_pairs, const int32_t* t) {
   __m512 sums[M];
   for (int m = 0; m < M; ++m) sums[m] = _mm512_setzero_ps();
-  for (int j = 0; j < rank; j += 8) {
-    const __mmask8 mask = b_rank - j >= 8 ? 0xff : (1u << (b_rank - j)) - 1;
-    __m512i pairs[4];
-    pairs_of_ranks(b + j, b_rank, outputs, mask, pairs);
-    for (int m = 0; m < M; ++m) {
-      for (int p = 0; p < 4; ++p) {
-        int32_t pair;
-        std::memcpy(&pair, t + m * t_stride + j + 2 * p, sizeof pair);
-        sums[m] = _mm512_dpbf16_ps(sums[m], (__m512bh)_mm512_set1_epi32(pair), (__m512bh)pairs[p]);
-      }
-    }
-  }
-  const __mmask16 mask = outputs >= 16 ? 0xffff : (1u << outputs) - 1;
+  for (int p = 0; p < n_pairs; ++p)
+    for (int m = 0; m < M; ++m)
+      sums[m] = _mm512_dpbf16_ps(sums[m], (__m512bh)_mm512_set1_epi32(t[m * n_pairs + p]), (__m512bh)pairs[p]);
+  const __mmask16 some = (1u << outputs) - 1;
   for (int m = 0; m < M; ++m) {
-    const __m256i old = _mm256_maskz_loadu_epi16(mask, y[m]);
+    __m256i* target = reinterpret_cast<__m256i*>(y[m]);
+    const __m256i old = outputs == 16 ? _mm256_loadu_si256(target) : _mm256_maskz_loadu_epi16(some, target);
     const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(old), 16));
-    const __m256bh sum = _mm512_cvtneps_pbh(_mm512_add_ps(wide, sums[m]));
-    _mm256_mask_storeu_epi16(y[m], mask, (__m256i)sum);
+    const __m256i sum = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(wide, sums[m]));
+    if (outputs == 16)
+      _mm256_storeu_si256(target, sum);
+    else
+      _mm256_mask_storeu_epi16(target, some, sum);
   }
 }
 
@@ -252,27 +277,29 @@ struct Avx512Bf16 {
 
   AVX512BF16 static void expand(Bf16* y, int64_t y_stride, const Block& block, const Bf16* b, int out, int b_rank,
                                 int rank, const float* t, int t_stride) {
-    alignas(64) Bf16 rounded[kBlockRows * kMaxRank];
-    const int stride = (rank + 7) / 8 * 8;
-    for (int i = 0; i < block.count; ++i)
-      for (int j = 0; j < stride; ++j) narrow(j < rank ? t[i * t_stride + j] : 0.f, rounded[i * stride + j]);
-    Bf16* targets[8];
+    alignas(64) __m512i pairs[kMaxRank / 2];
+    alignas(64) int32_t rounded[kBlockRows * kMaxRank / 2];
+    const int n_pairs = (rank + 7) / 8 * 4;
+    for (int i = 0; i < block.count; ++i) round_to_pairs(t + i * t_stride, rank, rounded + i * n_pairs, n_pairs);
+    Bf16* targets[kBlockRows];
     for (int first = 0; first < out; first += 16) {
       const int outputs = std::min(16, out - first);
-      const Bf16* tile = b + static_cast<int64_t>(first) * b_rank;
+      pack_tile(b + static_cast<int64_t>(first) * b_rank, b_rank, outputs, rank, pairs);
+      for (int i = 0; i < block.count; ++i) targets[i] = y + block.rows[i] * y_stride + first;
       int i = 0;
-      for (; i + 8 <= block.count; i += 8) {
-        for (int m = 0; m < 8; ++m) targets[m] = y + block.rows[i + m] * y_stride + first;
-        expand_tile<8>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
-      }
-      for (; i + 2 <= block.count; i += 2) {
-        for (int m = 0; m < 2; ++m) targets[m] = y + block.rows[i + m] * y_stride + first;
-        expand_tile<2>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
-      }
-      for (; i < block.count; ++i) {
-        targets[0] = y + block.rows[i] * y_stride + first;
-        expand_tile<1>(targets, tile, b_rank, outputs, rank, rounded + i * stride, stride);
-      }
+      for (; i + 8 <= block.count; i += 8) add_tile<8>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
+      for (; i + 2 <= block.count; i += 2) add_tile<2>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
+      for (; i < block.count; ++i) add_tile<1>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
+    }
+  }
+
+ private:
+  AVX512BF16 static void round_to_pairs(const float* t, int rank, int32_t* pairs, int n_pairs) {
+    for (int p = 0; p < n_pairs; p += 8) {
+      const int left = rank - 2 * p;
+      const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+      const __m256i row = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, t + 2 * p));
+      _mm256_mask_storeu_epi32(pairs + p, n_pairs - p >= 8 ? 0xff : 0x0f, row);
     }
   }
 };
