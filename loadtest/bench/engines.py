@@ -15,6 +15,7 @@ from safetensors import safe_open
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 TARGETS = {"attention": ATTENTION, "all-linear": ALL_LINEAR}
+CONTENDER = "loadtest.bench.adapters.vllm_contender"  # the module that runs one of these engines as a process
 KERNELS = "LORAPLEX_LORA_KERNELS"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
 _STOP_S = 2.0  # how long vLLM's processes may take to end by themselves
@@ -42,6 +43,7 @@ class EngineSpec:
     kv_cache_gib: int = 1
     gpu_share: float = 0.1  # of the GPU's memory, as several engines share it; a CPU has no such share
     prefix_cache: bool = False  # each prompt is computed, or there would be nothing to measure
+    profile_dir: str = ""  # where torch.profiler's traces go; "" for an engine that cannot be profiled
 
     def environment(self) -> dict[str, str]:
         """What vLLM reads when it is imported: no hub, quiet, our kernels or its own."""
@@ -119,7 +121,14 @@ def build(spec: EngineSpec) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**spec.engine_args(current_platform.is_cpu())))
+    args = spec.engine_args(current_platform.is_cpu())
+    if spec.profile_dir:
+        from vllm.config import ProfilerConfig
+
+        args["profiler_config"] = ProfilerConfig(
+            profiler="torch", torch_profiler_dir=spec.profile_dir, torch_profiler_with_stack=False, ignore_frontend=True
+        )
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
 
 
 def stopping(llm: Any) -> Callable[[], Awaitable[None]]:
@@ -139,11 +148,13 @@ def facts(llm: Any) -> dict[str, Any]:
     import vllm
     from vllm.platforms import current_platform
 
+    cache = llm.vllm_config.cache_config
     return {
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "device": llm.vllm_config.device_config.device_type,
         "device_name": current_platform.get_device_name(),
         "dtype": str(llm.model_config.dtype).removeprefix("torch."),
+        "kv_cache_tokens": (cache.num_gpu_blocks or 0) * cache.block_size,
         "lora_wrapper": current_platform.get_punica_wrapper(),
     }

@@ -49,19 +49,22 @@ def adapters(
     """What a batch of many adapters costs: ours, vLLM's own, and PEFT, as a share of the base model's speed.
 
     Examples:
-      make bench ARGS="adapters"                 the headline: rank 16, 16 requests, 6 to 7 minutes
-      make bench ARGS="adapters --full"          the whole grid
+      make bench ARGS="adapters"            the headline: 6 to 7 minutes
+      make bench ARGS="adapters --full"     ranks 8 to 64, 1 to 64 requests
       make bench ARGS="adapters --workloads decode --adapters 4,16 --rounds 7"
-      make bench ARGS="adapters --contenders ours --ranks 8,64 --targets all-linear"
+      make bench ARGS="adapters --contenders ours --ranks 8,64"
 
-    Any list makes a grid of its own, in which whatever is not named is as in the
-    headline: rank 16, 4 adapters on the attention layers, 16 requests, all workloads,
-    contenders base, ours and stock. Prompts and weights are random and the same for all.
+    Any list makes a grid of its own, in which whatever is not named is as
+    usual: rank 16 on the attention layers, 4 adapters, 16 requests, all
+    workloads, contenders base, ours and stock.
 
-    decode   rate once all requests generate        prefill  rate at which prompts of 256
-    mixed    both: prompts arrive meanwhile                  tokens are read
+    decode   the rate of tokens once all requests generate
+    prefill  the rate at which prompts of 256 tokens are read
+    mixed    one request in eight is such a prompt, and arrives while
+             the others generate; the rate of all tokens
 
-    adapters.json, .png and .svg go into the report's folder.
+    Prompts and weights are random, and the same for all. adapters.json, .png
+    and .svg go into the report's folder.
     """
     grids = _grids(full, contenders, workloads, counts, ranks, targets, batches)
     plan = stages(grids, output.chosen("--slots", slots, output.positive), tokens)
@@ -125,7 +128,7 @@ def _rank(word: str) -> int:
 def _hold(plan: Sequence[Stage], same: Conditions) -> Contest:
     """Run the plan; the adapters and the logs are in a folder that goes when it ends."""
     starts = len({name for stage in plan for name in stage.processes})
-    steps = starts + (same.rounds + 1) * sum(len(stage.entries) for stage in plan)
+    steps = starts + (same.rounds + 1) * sum(stage.questions for stage in plan)
     with tempfile.TemporaryDirectory(prefix="loraplex-bench-") as folder, output.progress(steps) as step:
         contest = Contest(same, Path(folder), step)
         run_until_signal(contest.run(plan))

@@ -1,20 +1,24 @@
-"""Starts the contenders, each a process of its own, and asks them in turn, so that the machine's drift hits all alike."""
+"""Starts the contenders, each a process of its own, and asks them in turn, so that the machine's drift hits all alike.
+
+The base is asked again after every few others, and each is compared with the base just before and just after it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.adapters.plan import PEFT, Entry, Stage
+from loadtest.bench.adapters.plan import BETWEEN_BASES, PEFT, Entry, Stage
 from loadtest.bench.adapters.weights import make_adapters
 from loadtest.bench.child import Running, start_module
-from loadtest.bench.engines import TARGETS, EngineSpec, tensor_shapes
+from loadtest.bench.engines import CONTENDER, TARGETS, EngineSpec, tensor_shapes
 
-_ALONE_MOST = 4  # requests sent one at a time: more of them only take longer
+_ALONE_MOST = 2  # requests sent one at a time: more of them only take longer
 Step = Callable[[str], AbstractContextManager[object]]
 """Enclosed in it is one step of the work, which the text describes."""
 
@@ -50,9 +54,7 @@ class Contest:
                 await self._start(stage)
                 for number in range(self.conditions.rounds + 1):
                     for entries in stage.by_workload().values():
-                        # Forwards and backwards in turn: who is asked first has no lasting advantage.
-                        for entry in entries if number % 2 else reversed(entries):
-                            await self._measure(entry, number)
+                        await self._round(entries, number)
         finally:
             await self._stop(list(self._running))
 
@@ -78,20 +80,42 @@ class Contest:
                 str(same.model), entry.lora, same.dtype, same.max_running, same.kv_cache_gib, same.gpu_share
             )
             arguments = {"engine": engine.to_json(), "adapters": adapters}
-            module, environment = "loadtest.bench.adapters.vllm_contender", engine.environment()
+            module, environment = CONTENDER, engine.environment()
         return await start_module(name, module, arguments, environment, self.scratch)
 
-    async def _measure(self, entry: Entry, number: int) -> None:
-        """One workload on one contender; round 0 is a rehearsal, and not counted."""
+    async def _round(self, entries: Sequence[Entry], number: int) -> None:
+        """One workload on all of them, the base's first; round 0 is a rehearsal, and not counted."""
+        base, *others = entries
+        if number % 2 == 0:
+            others.reverse()  # who is asked first has no lasting advantage
+        bases = [await self._ask(base, number)]
+        for start in range(0, len(others), BETWEEN_BASES):
+            near = others[start : start + BETWEEN_BASES]
+            replies = [await self._ask(entry, number) for entry in near]
+            bases.append(await self._ask(base, number))
+            for entry, reply in zip(near, replies, strict=True):
+                self._keep(entry, number, reply, bases[-2:])
+        self._keep(base, number, average(bases), [])
+
+    async def _ask(self, entry: Entry, number: int) -> dict[str, Any]:
         workload = entry.workload if number else entry.workload.rehearsal()
         asks = workload.asks(number, self.conditions.vocabulary, entry.mix)
         if entry.contender == "peft-one":
             asks = asks[:_ALONE_MOST]
         question = {"way": entry.contender, "kind": workload.kind, "asks": [asdict(ask) for ask in asks]}
         with self.step(f"round {number} of {self.conditions.rounds}: {workload.kind}, {entry.label}"):
-            reply = await self._running[entry.process].ask(question)
+            return await self._running[entry.process].ask(question)
+
+    def _keep(self, entry: Entry, number: int, reply: dict[str, Any], bases: Sequence[dict[str, Any]]) -> None:
         if number:
-            self.measured.setdefault(entry, []).append(reply)
+            base = statistics.fmean(base["tokens_per_s"] for base in bases or [reply])
+            self.measured.setdefault(entry, []).append(reply | {"base_tokens_per_s": base})
 
     async def _stop(self, names: Sequence[str]) -> None:
         await asyncio.gather(*(self._running.pop(name).stop() for name in names))
+
+
+def average(replies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One reply for several of the same process; what is no number is the first one's."""
+    numbers = [name for name, value in replies[0].items() if isinstance(value, float)]
+    return replies[0] | {name: statistics.fmean(reply[name] for reply in replies) for name in numbers}

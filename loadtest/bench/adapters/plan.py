@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,7 @@ from loadtest.bench.engines import TARGETS, Lora
 BASE, OURS, STOCK = "base", "ours", "stock"
 PEFT = ("peft-one", "peft-grouped", "peft-mixed")
 CONTENDERS = (BASE, OURS, STOCK, *PEFT)
+BETWEEN_BASES = 4  # how many others are asked before the base is asked again
 _KERNELS = {OURS: "auto", STOCK: "off"}
 
 
@@ -119,7 +121,16 @@ class Stage:
     @property
     def processes(self) -> dict[str, Entry]:
         """By name, one entry of each process that it needs."""
-        return {entry.process: entry for entry in reversed(self.entries)}
+        needed: dict[str, Entry] = {}
+        for entry in self.entries:
+            needed.setdefault(entry.process, entry)
+        return needed
+
+    @property
+    def questions(self) -> int:
+        """How many there are in a round."""
+        groups = self.by_workload().values()
+        return sum(len(entries) + math.ceil((len(entries) - 1) / BETWEEN_BASES) for entries in groups)
 
     def by_workload(self) -> dict[Workload, list[Entry]]:
         """Entries that are compared with each other."""

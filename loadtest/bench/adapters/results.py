@@ -63,31 +63,31 @@ def ratios(values: Sequence[float], baseline: Sequence[float]) -> Spread:
 
 
 def results(measured: Mapping[Entry, Sequence[Mapping[str, Any]]]) -> list[Result]:
-    """One result for each entry, in order. Every workload of a stage has its base."""
-    rates = {entry: [reply["tokens_per_s"] for reply in replies] for entry, replies in measured.items()}
-    bases = {_place(entry): values for entry, values in rates.items() if entry.contender == BASE}
-    return [
-        Result(
-            entry,
-            Spread.of(rates[entry]),
-            ratios(rates[entry], bases[_place(entry)]),
-            *(statistics.median(reply[name] for reply in replies) for name in ("ttft_p50_ms", "itl_p50_ms", "itl_p99_ms")),
-        )
-        for entry, replies in measured.items()
-    ]  # fmt: skip
+    """One result for each entry, in the order of the plan."""
+    return [_result(entry, replies) for entry, replies in measured.items()]
 
 
-def _place(entry: Entry) -> tuple[object, ...]:
-    """Entries that are compared with each other have the same."""
-    return entry.rank, entry.targets, entry.workload
+def _result(entry: Entry, replies: Sequence[Mapping[str, Any]]) -> Result:
+    columns = {name: [reply[name] for reply in replies] for name in replies[0]}
+    return Result(
+        entry,
+        Spread.of(columns["tokens_per_s"]),
+        ratios(columns["tokens_per_s"], columns["base_tokens_per_s"]),
+        *(statistics.median(columns[name]) for name in ("ttft_p50_ms", "itl_p50_ms", "itl_p99_ms")),
+    )
 
 
 def against(found: Sequence[Result], ours: Result) -> dict[str, Spread]:
-    """Our ratio, round by round, to each other contender with the same adapters on the same workload."""
+    """How many times as fast ours is as each other contender on the same workload with the same adapters.
+
+    Round by round, of their ratios to the base, which leave out what the machine did between the two.
+    """
     return {
-        other.entry.contender: ratios(ours.rate.rounds, other.rate.rounds)
+        other.entry.contender: ratios(ours.ratio.rounds, other.ratio.rounds)
         for other in found
-        if _place(other.entry) == _place(ours.entry)
-        and other.entry.mix == ours.entry.mix
-        and other.entry.contender not in (BASE, OURS)
+        if _same_task(other.entry, ours.entry) and other.entry.contender not in (BASE, OURS)
     }
+
+
+def _same_task(one: Entry, other: Entry) -> bool:
+    return (one.rank, one.targets, one.workload, one.mix) == (other.rank, other.targets, other.workload, other.mix)

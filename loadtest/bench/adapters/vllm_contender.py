@@ -49,11 +49,18 @@ class Contender:
         self._sent = 0
 
     async def run(self, work: dict[str, Any]) -> dict[str, Any]:
-        """Run one workload, `{"kind": ..., "asks": [...]}`; returns its measures."""
+        """Run one workload, `{"kind": ..., "asks": [...]}`; returns its measures.
+
+        With `"profile": [after, steps]` torch.profiler watches so many engine steps after so many others.
+        """
         asks = [Ask(**ask) for ask in work["asks"]]
         await self._load({ask.adapter for ask in asks if ask.adapter})
         progress = Progress()
+        if watch := work.get("profile"):
+            await self._llm.start_profile(delay_iterations=watch[0], max_iterations=watch[1])
         samples = await asyncio.gather(*(self._one(ask, progress, number == 0) for number, ask in enumerate(asks)))
+        if watch:
+            await self._llm.stop_profile()
         return measure(work["kind"], asks, samples)
 
     async def _load(self, wanted: set[int]) -> None:

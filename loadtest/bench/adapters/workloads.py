@@ -66,7 +66,9 @@ class Workload:
 
     def rehearsal(self) -> Workload:
         """Less of the same, for the round that is not counted: first uses are slow, and their shapes are these."""
-        return self if self.kind == "prefill" else replace(self, output=max(5, self.output // 4))
+        if self.kind == "prefill":
+            return replace(self, batch=min(self.batch, 2))
+        return replace(self, output=max(5, self.output // 4))
 
     def _drafts(self) -> list[Ask]:
         short, long = [0] * self.short, [0] * self.long

@@ -150,7 +150,7 @@ def frontend(
     """What the gRPC front end costs: against AsyncLLM in process, and against vLLM's own OpenAI server.
 
     Examples:
-      make bench ARGS="frontend"                 about six minutes on two cores
+      make bench ARGS="frontend"           six minutes on two cores
       make bench ARGS="frontend --rounds 3 --streams 32"
 
     Throughput, TTFT, ITL and start time of the three, on base-model requests.
