@@ -2,7 +2,8 @@
 
 Memory is the proportional set size (PSS) of the engine's processes: shared pages count once. vLLM's slots are pages that
 nobody has touched until an adapter is loaded, and of each loaded adapter it keeps a copy beside the slot: so it is measured
-both after the start, and with an adapter in every slot that has answered a request.
+both after the start, and with an adapter in every slot that has answered a request. The first few adapters look cheap: they
+go into memory that the start has used and freed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import typer
 from rich.table import Table
 
 from loadtest.bench import output
-from loadtest.bench.adapters.weights import make_adapter
+from loadtest.bench.adapters.weights import WEIGHTS, make_adapter
 from loadtest.bench.adapters.workloads import Mix, Workload
 from loadtest.bench.child import Running, run_until_signal, start_module
 from loadtest.bench.engines import CONTENDER, TARGETS, VLLM_RANKS, EngineSpec, Lora, tensor_shapes
@@ -32,7 +33,10 @@ _SLOTS, _RANKS = (1, 8, 16, 32, 64), (8, 16, 64)
 
 @dataclass(frozen=True)
 class Cost:
-    """One engine: adapters that it has room for (0: no LoRA), seconds until ready, MiB then and with all slots full."""
+    """One engine: adapters that it has room for (0: no LoRA), seconds until ready, MiB then and with all slots full.
+
+    `adapter_mib` is the size of one adapter's weights, in two bytes each.
+    """
 
     slots: int
     rank: int
@@ -40,6 +44,7 @@ class Cost:
     started_mib: float
     full_mib: float
     kv_cache_tokens: int
+    adapter_mib: float = 0.0
 
     def above(self, base: Cost) -> dict[str, float]:
         """What it costs more than the engine without adapters, in all and for each adapter."""
@@ -73,16 +78,18 @@ async def _one(slots: int, rank: int, same: EngineSpec, targets: str, scratch: P
     lora = Lora(slots, rank, layers) if slots else None
     spec = replace(same, lora=lora, max_running=max(same.max_running, slots))
     adapters: list[str] = []
+    size = 0.0
     if slots:
         made = make_adapter(scratch / f"rank-{rank}", tensor_shapes(Path(same.model)), layers, rank, seed=1)
         adapters = [str(made)] * slots  # a copy in memory for each id, whatever they hold
+        size = (made / WEIGHTS).stat().st_size / _MIB
     name = f"{slots} slots, rank {rank}" if slots else "base"
     arguments = {"engine": spec.to_json(), "adapters": adapters}
     running, facts = await start_module(name, CONTENDER, arguments, spec.environment(), scratch)
     try:
         started = pss_mib(running.pid)
         await _fill(running, slots)
-        return Cost(slots, rank, running.ready_s, started, pss_mib(running.pid), facts["kv_cache_tokens"])
+        return Cost(slots, rank, running.ready_s, started, pss_mib(running.pid), facts["kv_cache_tokens"], size)
     finally:
         await running.stop()
 
@@ -98,10 +105,30 @@ def table(costs: Sequence[Cost]) -> Table:
     """The costs, each above the engine without adapters."""
     base, *others = costs
     made = Table(title="Adapter slots: memory and start-up", title_justify="left", box=None, pad_edge=False)
-    for heading in ("slots", "rank", "start", "above base", "memory", "above base", "slots full", "above base", "each"):
+    for heading in (
+        "slots",
+        "rank",
+        "start",
+        "above base",
+        "memory",
+        "above base",
+        "slots full",
+        "above base",
+        "each",
+        "its weights",
+    ):
         made.add_column(heading, justify="right", no_wrap=True)
     made.add_row(
-        "none", "", f"{base.start_s:.1f} s", "", f"{base.started_mib:.0f} MiB", "", f"{base.full_mib:.0f} MiB", "", ""
+        "none",
+        "",
+        f"{base.start_s:.1f} s",
+        "",
+        f"{base.started_mib:.0f} MiB",
+        "",
+        f"{base.full_mib:.0f} MiB",
+        "",
+        "",
+        "",
     )
     for cost in others:
         above = cost.above(base)
@@ -109,6 +136,7 @@ def table(costs: Sequence[Cost]) -> Table:
             str(cost.slots), str(cost.rank), f"{cost.start_s:.1f} s", f"{above['start_s']:+.1f} s",
             f"{cost.started_mib:.0f} MiB", f"{above['started_mib']:+.0f} MiB",
             f"{cost.full_mib:.0f} MiB", f"{above['full_mib']:+.0f} MiB", f"{above['per_adapter_mib']:.1f} MiB",
+            f"{cost.adapter_mib:.1f} MiB",
         )  # fmt: skip
     return made
 

@@ -2,7 +2,7 @@
 
 vLLM's own profiling is used (AsyncLLM.start_profile), so that the steps are those of the real engine: its worker writes a
 trace of a few steps in which every request decodes. An operator's time is its own, without what it calls. What is left of a
-step is Python and everything else that is no operator. Watching makes small operators slower: the step's length without a
+step is Python, and native code that torch does not see. Watching makes small operators slower: the step's length without a
 profiler is given beside it.
 """
 
@@ -28,7 +28,7 @@ from loadtest.bench.child import Running, run_until_signal, start_module
 from loadtest.bench.engines import CONTENDER, TARGETS, EngineSpec, Lora, tensor_shapes
 from loadtest.bench.machine import machine
 
-OUTSIDE = "(outside of operators: Python)"
+OUTSIDE = "(outside of torch's operators)"
 _STEP = "execute_context_0(0)_generation_"  # what vLLM calls a step in which nobody's prompt is read
 _SKIP = 4  # steps before the profiler looks: prompts are read in the first
 

@@ -42,6 +42,9 @@ def adapters(
     tokens: Annotated[int, typer.Option(min=5, help="Tokens of an answer in decode and mixed work.")] = 16,
     dtype: Annotated[str, typer.Option(help="Precision to compute in, as vLLM says it; auto: the model's.")] = "auto",
     kv_cache_gib: Annotated[int, typer.Option(min=1, help="Memory for each engine's key-value cache on a CPU.")] = 1,
+    gpu_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Of a GPU's memory, for each engine; default: alike for all.")
+    ] = None,
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
     as_json: output.Json = False,
@@ -75,7 +78,7 @@ def adapters(
         rounds=rounds,
         max_running=max(32, *(entry.workload.batch for stage in plan for entry in stage.entries)),
         kv_cache_gib=kv_cache_gib,
-        gpu_share=0.85 / max(len(stage.processes) for stage in plan),
+        gpu_share=gpu_share or 0.85 / max(len(stage.processes) for stage in plan),
     )
     contest = _hold(plan, same)
     found, about = results(contest.measured), _about(contest)

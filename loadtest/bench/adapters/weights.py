@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+WEIGHTS = "adapter_model.safetensors"
 _SCALE = 0.02  # of both factors: their product moves activations by about a hundredth, far from overflow in any dtype
 
 
@@ -27,7 +28,7 @@ def make_adapter(
     `shapes` are the base's tensors, weights as (out, in). Raises ValueError when a target names no layer of the base.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(shapes, targets, rank, seed), folder / "adapter_model.safetensors")
+    save_file(_tensors(shapes, targets, rank, seed), folder / WEIGHTS)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
