@@ -56,8 +56,10 @@ check: setup ## format, lint, types, layers, protos
 proto: setup ## regenerate engine/api from protos/
 	$(BIN)/python protos/generate.py
 
-bench: model ## front-end cost against vLLM in process and vLLM's own server
-	@$(BIN)/python -m loadtest.bench --model $(MODEL) $(ARGS)
+bench: export LORAPLEX_MODEL = $(MODEL)
+bench: model ## what many adapters cost, then the front end; ARGS="adapters --full", ARGS="--help"
+	@$(if $(ARGS),$(BIN)/python -m loadtest.bench $(ARGS),$(BIN)/python -m loadtest.bench adapters)
+	@$(if $(ARGS),,$(BIN)/python -m loadtest.bench frontend)
 
 loadtest: model ## load on a running server: make loadtest ARGS="--help"
 	@$(BIN)/python -m loadtest $(ARGS)

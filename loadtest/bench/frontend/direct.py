@@ -1,6 +1,6 @@
-"""The benchmark's own server: a whole Loraplex server whose AsyncLLM can also be asked directly, in the same process.
+"""The comparison's own server: a whole Loraplex server whose AsyncLLM can also be asked directly, in the same process.
 
-    python -m loadtest.direct '{"model": "FOLDER", ...}'      # settings of engine.config
+    python -m loadtest.bench.frontend.direct '{"model": "FOLDER", ...}'      # settings of engine.config
 
 Front end and baseline then share one engine: two engines with equal settings differ by more than a front end costs. Reads one
 JSON workload per line, runs it on AsyncLLM, and writes one JSON summary per line.
@@ -9,10 +9,10 @@ JSON workload per line, runs it on AsyncLLM, and writes one JSON summary per lin
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import structlog
 import uvloop
@@ -20,29 +20,25 @@ import uvloop
 from engine.config import Settings
 from engine.runtime.vllm_engine import VllmEngine
 from engine.server.app import App
+from loadtest.bench.child import Handler, Stop, serve
 from loadtest.measures import summarize
 from loadtest.targets import InProcessTarget
 from loadtest.workload import requests, run
 
 
-async def main() -> None:
-    """Start the server, tell its port, and answer workloads until standard input ends."""
-    settings = Settings(**json.loads(sys.argv[1]))
+async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, Stop]:
+    """Start the server; returns its port, who answers workloads, and how it is stopped."""
+    settings = Settings(**arguments)
     engine = VllmEngine(settings, settings.model)
     app = App(settings, engine)
     await app.start()
     target = InProcessTarget(engine.llm)
-    _say({"port": app.port})
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        work = json.loads(line)
+
+    async def answer(work: dict[str, Any]) -> dict[str, Any]:
         concurrency = work.pop("concurrency")
-        _say(asdict(summarize(await run(target, requests(**work), concurrency))))
-    await app.stop()
+        return asdict(summarize(await run(target, requests(**work), concurrency)))
 
-
-def _say(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    return {"port": app.port}, answer, app.stop
 
 
 if __name__ == "__main__":
@@ -52,4 +48,4 @@ if __name__ == "__main__":
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+        runner.run(serve(prepare))
