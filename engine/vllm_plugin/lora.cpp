@@ -209,31 +209,46 @@ AVX512BF16 inline void dots_of_rows(const Bf16* const* x, const Bf16* a, int in,
   for (; j < rank; ++j) dots<M, 1>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
 }
 
-// Sixteen outputs of B, as pairs of ranks: pairs[p] has (rank 2p, rank 2p + 1) of output o in lane o. Ranks are taken eight at
-// a time, those from `rank` on as zeros.
-AVX512BF16 inline void pack_tile(const Bf16* b, int b_rank, int outputs, int rank, __m512i* pairs) {
-  for (int o = 0; o < 16; ++o) _mm_prefetch(b + static_cast<int64_t>(o + 32) * b_rank, _MM_HINT_T0);
-  for (int j = 0; j < rank; j += 8, pairs += 4) {
-    __m512i quarter[4];  // quarter[q], 128-bit lane l: output 4l + q
-    for (int q = 0; q < 4; ++q) {
-      __m128i part[4];
-      for (int l = 0; l < 4; ++l) {
-        const int output = std::min(4 * l + q, outputs - 1);
-        part[l] = load8(b + static_cast<int64_t>(output) * b_rank + j, rank - j);
-      }
-      __m512i whole = _mm512_castsi128_si512(part[0]);
-      whole = _mm512_inserti32x4(whole, part[1], 1);
-      whole = _mm512_inserti32x4(whole, part[2], 2);
-      quarter[q] = _mm512_inserti32x4(whole, part[3], 3);
+constexpr int kAhead = 2048;  // values between those in use and those being fetched: what memory delivers in its latency
+
+// Eight ranks of sixteen outputs of B as four vectors of pairs: pairs[p] has (rank 2p, rank 2p + 1) of output o in lane o.
+// Unless they are whole, `outputs` and `ranks` say how many there are of either; the rest is as if it were zero or not there.
+template <bool kWhole>
+AVX512BF16 inline void pack_eight(const Bf16* b, int64_t b_rank, int outputs, int ranks, __m512i* pairs) {
+  __m512i quarter[4];  // quarter[q], 128-bit lane l: output 4l + q
+  for (int q = 0; q < 4; ++q) {
+    __m128i part[4];
+    for (int l = 0; l < 4; ++l) {
+      if constexpr (kWhole)
+        part[l] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + (4 * l + q) * b_rank));
+      else
+        part[l] = load8(b + std::min(4 * l + q, outputs - 1) * b_rank, ranks);
     }
-    const __m512i low01 = _mm512_unpacklo_epi32(quarter[0], quarter[1]);
-    const __m512i high01 = _mm512_unpackhi_epi32(quarter[0], quarter[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(quarter[2], quarter[3]);
-    const __m512i high23 = _mm512_unpackhi_epi32(quarter[2], quarter[3]);
-    pairs[0] = _mm512_unpacklo_epi64(low01, low23);
-    pairs[1] = _mm512_unpackhi_epi64(low01, low23);
-    pairs[2] = _mm512_unpacklo_epi64(high01, high23);
-    pairs[3] = _mm512_unpackhi_epi64(high01, high23);
+    __m512i whole = _mm512_castsi128_si512(part[0]);
+    whole = _mm512_inserti32x4(whole, part[1], 1);
+    whole = _mm512_inserti32x4(whole, part[2], 2);
+    quarter[q] = _mm512_inserti32x4(whole, part[3], 3);
+  }
+  const __m512i low01 = _mm512_unpacklo_epi32(quarter[0], quarter[1]);
+  const __m512i high01 = _mm512_unpackhi_epi32(quarter[0], quarter[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(quarter[2], quarter[3]);
+  const __m512i high23 = _mm512_unpackhi_epi32(quarter[2], quarter[3]);
+  pairs[0] = _mm512_unpacklo_epi64(low01, low23);
+  pairs[1] = _mm512_unpackhi_epi64(low01, low23);
+  pairs[2] = _mm512_unpacklo_epi64(high01, high23);
+  pairs[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// All used ranks of sixteen outputs, eight at a time.
+AVX512BF16 inline void pack_tile(const Bf16* b, int64_t b_rank, int outputs, int rank, __m512i* pairs) {
+  const int apart = std::max<int>(1, 32 / b_rank);  // outputs to a cache line
+  for (int o = 0; o < 16; o += apart)
+    for (int j = 0; j < rank; j += 32) _mm_prefetch(b + kAhead + o * b_rank + j, _MM_HINT_T0);
+  for (int j = 0; j < rank; j += 8, pairs += 4) {
+    if (outputs == 16 && b_rank - j >= 8)
+      pack_eight<true>(b + j, b_rank, 16, 8, pairs);
+    else
+      pack_eight<false>(b + j, b_rank, outputs, static_cast<int>(b_rank) - j, pairs);
   }
 }
 
@@ -288,6 +303,7 @@ struct Avx512Bf16 {
       for (int i = 0; i < block.count; ++i) targets[i] = y + block.rows[i] * y_stride + first;
       int i = 0;
       for (; i + 8 <= block.count; i += 8) add_tile<8>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
+      for (; i + 4 <= block.count; i += 4) add_tile<4>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
       for (; i + 2 <= block.count; i += 2) add_tile<2>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
       for (; i < block.count; ++i) add_tile<1>(targets + i, outputs, pairs, n_pairs, rounded + i * n_pairs);
     }
