@@ -128,13 +128,14 @@ class Layer:
             and y.shape[-1] >= self._width
         )
 
-    def refresh(self) -> None:
-        """Forget which ranks are in use if vLLM has written to a slot since: it always writes to A when it does."""
+    def idle(self, rows: Rows) -> bool:
+        """Whether no adapter of the batch is known to change this layer; until vLLM writes to a slot (always to A, too)."""
         version = self.slices[0][0]._version
         if version != self._version:
-            self._ranks.fill(-1)
             self._version = version
+            self._ranks.fill(-1)
             self.idle_for = None
+        return self.idle_for is rows
 
 
 class Library:
@@ -154,8 +155,7 @@ class Library:
 
     def linear(self, layer: Layer, rows: Rows, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add B · A · x [n, in] to y [n, out], each row by its own slot."""
-        layer.refresh()
-        if layer.idle_for is rows:
+        if layer.idle(rows):
             return
         changed = self._c.lora_linear(layer.address, rows.address, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
         if not changed:

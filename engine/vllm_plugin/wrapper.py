@@ -110,6 +110,8 @@ class PunicaWrapperLoraplex(PunicaWrapperCPU):  # type: ignore[misc]
         return known[1]
 
     def _linear(self, layer: Layer, rows: Rows, x: torch.Tensor, y: torch.Tensor, scale: float) -> None:
+        if layer.idle(rows):
+            return
         if x.shape[0] < rows.count or y.shape[0] < rows.count:
             raise RuntimeError(f"{rows.count} rows have adapters assigned, but the layer got {x.shape[0]}")
         if self._library and scale == 1.0 and layer.takes(x, y):
