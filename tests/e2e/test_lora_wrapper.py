@@ -83,6 +83,24 @@ def test_computed_by_torch(without: str) -> None:
     assert torch.allclose(got, expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
 
 
+@pytest.mark.parametrize("batch", [(0,) * 6, (7,) * 6, (9, 9, 0, 9, 9, 9), ()])
+def test_batches_of_one_kind(batch: tuple[int, ...]) -> None:
+    """Base rows only, one adapter only, all but one, and no row at all."""
+    (a, b), x, y = weights(), torch.randn(len(batch), SIZE), torch.randn(len(batch), OUT)
+    got = y.clone()
+    wrapper(PunicaWrapperLoraplex, batch, batch).add_lora_linear(got, x, (a,), (b,), 1.0, (OUT,))
+    assert torch.allclose(got, updated(x, y, a, b, batch), atol=1e-5)
+
+
+def test_one_adapter_in_every_slot() -> None:
+    """Slots with the same weights give the same answers to the last bit."""
+    (a, b), x, y = weights(), torch.randn(1, SIZE).expand(3, SIZE).contiguous(), torch.zeros(3, OUT)
+    a[:], b[:] = a[:1].clone(), b[:1].clone()
+    wrapper(PunicaWrapperLoraplex, (7, 8, 9), (7, 8, 9)).add_lora_linear(y, x, (a,), (b,), 1.0, (OUT,))
+    assert torch.equal(y[0], y[1])
+    assert torch.equal(y[1], y[2])
+
+
 def test_two_slices() -> None:
     """The slices of a fused layer lie side by side, as the library and as torch compute them."""
     (a, b), (c, d) = weights(), weights(out=32)
