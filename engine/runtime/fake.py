@@ -47,7 +47,9 @@ class FakeEngine:
         self.alive = True
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """A new engine, which holds no adapter."""
+        self.loaded.clear()
+        self.alive = True
 
     async def stop(self) -> None:
         """From now on every request fails with EngineDied, as with a real engine that is gone."""

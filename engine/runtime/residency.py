@@ -166,6 +166,20 @@ class Residency:
             await self._evict(resident)
             return True
 
+    async def recheck(self, adapter: LoadedAdapter) -> None:
+        """Before an adapter is loaded into a restarted engine: see that its files are still what was published."""
+        if resident := self._holder(adapter):
+            await self._copies.recheck(resident.manifest)
+
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """The adapter is not in the engine any more: its next request loads it anew, under another id."""
+        if resident := self._holder(adapter):
+            self._unpin(resident)
+            del self._residents[resident.manifest.digest]
+
+    def _holder(self, adapter: LoadedAdapter) -> Resident | None:
+        return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
+
     def is_resident(self, digest: str) -> bool:
         """Whether the version is in the engine and ready."""
         resident = self._residents.get(digest)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import vllm_plugin
 from engine.config import Settings
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
 
+T = TypeVar("T")
+
+_LOOK_S = 0.2  # between looks at whether vLLM is alive while it is asked something
 _STOP_S = 5.0  # how long vLLM's processes may take to end by themselves
 _LONG_TEXT = 20_000  # characters; longer texts are tokenised in a thread, so that streams do not stutter
 
@@ -138,8 +142,12 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if llm.output_handler is not None:
             llm.output_handler.cancel()  # it would log the end of the engine as an error
+        llm.output_processor.propagate_error(EngineDeadError())  # nobody else tells the requests that still wait
+        self._load = EngineLoad(running=0, kv_cache_usage=0.0)
         await asyncio.to_thread(llm.shutdown, _STOP_S)
         del llm
         gc.collect()  # AsyncLLM's finaliser fails if it runs as late as the interpreter's exit
@@ -206,19 +214,19 @@ class VllmEngine:
             raise EngineDied from error
         except VLLMClientError as error:
             raise InvalidRequest("sampling", str(error).splitlines()[0][:200]) from error
+        except Exception as error:
+            if self.alive:
+                raise
+            raise EngineDied from error  # whatever its broken connections look like
         finally:
             await outputs.aclose()  # aborts the request if it has not finished, which frees its keys and values
 
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Load the adapter's weights into vLLM, now and from a local verified folder."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if not self.alive:
-            raise EngineDied
         try:
-            loaded = await self._llm.add_lora(_lora_request(adapter))
-        except EngineDeadError as error:
-            raise EngineDied from error
+            loaded = await self._unless_dead(lambda: self._llm.add_lora(_lora_request(adapter)))
+        except EngineDied:
+            raise
         except Exception as error:  # vLLM raises bare Exception with text for whatever it does not like
             raise _refused(adapter) from error
         if not loaded:
@@ -226,8 +234,25 @@ class VllmEngine:
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:
         """Remove the adapter from vLLM."""
-        if self.alive:
-            await self._llm.remove_lora(adapter.id)
+        with suppress(EngineDied):  # it is gone, and the adapter with it
+            await self._unless_dead(lambda: self._llm.remove_lora(adapter.id))
+
+    async def _unless_dead(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call vLLM and wait for its reply, or raise EngineDied: a dead engine's reply never comes, and vLLM would wait."""
+        if not self.alive:
+            raise EngineDied
+        llm, task = self._llm, asyncio.ensure_future(call())
+        try:
+            while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+                if llm.errored:
+                    raise EngineDied
+            return await task
+        except Exception as error:
+            if llm.errored:
+                raise EngineDied from error
+            raise
+        finally:
+            task.cancel()
 
 
 def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
@@ -247,6 +272,7 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
+    os.environ[vllm_plugin.ORPHANS_END] = "1"
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from engine.errors import (
     AdapterNotFound,
+    EngineDied,
     InvalidAdapter,
     InvalidRequest,
     LoraplexError,
@@ -36,6 +37,8 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     info.metadata["request_id"] = request_id
     if error.fix:
         info.metadata["fix"] = error.fix
+    if isinstance(error, EngineDied):
+        info.metadata["tokens_sent"] = str(error.tokens_sent)
     for detail in (info, *_details(error)):
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -460,8 +460,8 @@ async def test_drain_limit(make_app: Callable[..., App]) -> None:
 
 
 async def test_engine_died() -> None:
-    """A dead engine: UNAVAILABLE for who is in flight and for who comes after."""
-    with fake_server() as server:
+    """An engine that is dead for good: UNAVAILABLE for who is in flight, with their tokens' number, and who comes after."""
+    with fake_server(max_restarts=0) as server:
         engine = engine_of(server)
         engine.token_interval_s = 0.01
         async with stubs_to(server.target) as stubs:
@@ -473,6 +473,37 @@ async def test_engine_died() -> None:
             for refusal in (in_flight, after):
                 assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "ENGINE_DIED")
                 assert refusal.pushback_ms == 5000
+            assert int(in_flight.metadata["tokens_sent"]) > 0
+            assert f"{in_flight.metadata['tokens_sent']} tokens" in in_flight.message
+
+
+async def test_engine_died_and_came_back() -> None:
+    """A killed engine: a stream that has begun ends UNAVAILABLE with its count of tokens; everybody else gets an answer."""
+    with fake_server(max_running=3) as server:
+        engine = engine_of(server)
+        version = server.publish("survivor")
+        engine.token_interval_s = 0.01
+        async with stubs_to(server.target) as stubs:
+            assert (await stubs.generation.Generate(ask(adapter="survivor"))).adapter.version == version
+            stream = stubs.generation.GenerateStream(pb.GenerateStreamRequest(request=endless()))
+            received = [await first_of(stream)]
+            others = [asyncio.ensure_future(stubs.generation.Generate(ask(adapter="survivor"))) for _ in range(6)]
+            await until(lambda: server.app.admission.waiting == 4 and len(engine.running) == 3)
+            await asyncio.sleep(0.03)  # two unary answers are under way
+            engine.alive = False
+
+            async def read() -> None:
+                async for message in stream:
+                    received.append(message)  # noqa: PERF401 - what came before the error counts
+
+            refusal = await refused(read())
+            assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "ENGINE_DIED")
+            tokens = sum(len(message.token_ids) for message in received)
+            assert refusal.metadata["tokens_sent"] == str(tokens)
+            answers = await asyncio.gather(*others)
+        text = f"survivor@{version} heard: hi"
+        assert {answer.completions[0].text for answer in answers} == {text}
+        assert {answer.usage.completion_tokens for answer in answers} == {len(text) + 1}
 
 
 @pytest.fixture(scope="module")
