@@ -8,6 +8,8 @@
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
+    │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
@@ -122,6 +124,30 @@ class WrongBase(LoraplexError):
 
     def __init__(self, ref: str, trained_on: str, served: str) -> None:
         super().__init__(f"{ref} was trained on base {trained_on}, this engine serves base {served}")
+        self.ref = ref
+
+
+class NotFinite(LoraplexError):
+    """What the model computed for this request is not finite: the answer would be noise."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_FINITE"
+    fix = "Roll the alias back to another version; train this one again with a smaller learning rate or alpha."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"the answer of {ref} is not a number (NaN), so it was ended")
+        self.ref = ref
+
+
+class Quarantined(LoraplexError):
+    """The version gave an answer that was not finite, and gets no requests until the server is started again."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "QUARANTINED"
+    fix = NotFinite.fix
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} is in quarantine: an answer of it was not a number (NaN)")
         self.ref = ref
 
 

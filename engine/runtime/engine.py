@@ -179,7 +179,7 @@ class Engine(Protocol):
     def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer `request`, delta by delta. Closing the iterator frees all that the request holds in the engine.
 
-        Every token comes exactly once and in order. Raises EngineDied.
+        Every token comes exactly once and in order. Raises EngineDied, and NotFinite as soon as a number is NaN.
         """
         ...
 

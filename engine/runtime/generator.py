@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, NotFinite
 from engine.registry.catalog import Catalog
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
@@ -99,6 +99,8 @@ class Generator:
         """
         arrived = time.monotonic()
         manifest = self.catalog.resolve(request.adapter) if request.adapter else None
+        if manifest:
+            self.residency.check_quarantine(manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
@@ -150,11 +152,16 @@ class Generator:
         return replace(sampling, max_tokens=wanted)
 
     async def _run(self, answer: Answer, place: Place, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-        async with aclosing(self.engine.generate(request)) as deltas:
-            async for delta in deltas:
-                answer.count(delta)
-                place.served(len(delta.token_ids))
-                yield delta
+        try:
+            async with aclosing(self.engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    answer.count(delta)
+                    place.served(len(delta.token_ids))
+                    yield delta
+        except NotFinite:
+            if answer.manifest:
+                self.residency.quarantine(answer.manifest)
+            raise
 
 
 def _on_restart(request: GenerationRequest, answer: Answer) -> Callable[[], None] | None:

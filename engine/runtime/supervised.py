@@ -16,7 +16,7 @@ from typing import Protocol
 
 import structlog
 
-from engine.errors import AdapterLost, EngineDied, LoraplexError
+from engine.errors import AdapterLost, EngineDied, LoraplexError, NotFinite
 from engine.runtime.engine import (
     ChatTurn,
     Delta,
@@ -136,11 +136,18 @@ class Supervised:
                         yield delta
                 return
             except EngineDied as error:
-                if request.on_restart:
-                    request.on_restart()
-                    seen = 0
-                if seen or run == _RUNS or not self._died():
-                    raise EngineDied(seen) from error
+                dead = self._died()
+                problem: LoraplexError = error
+            except NotFinite as error:
+                if request.adapter:
+                    raise
+                self._distrust()
+                dead, problem = True, error
+            if request.on_restart:
+                request.on_restart()
+                seen = 0
+            if seen or run == _RUNS or not dead:
+                raise EngineDied(seen) from problem
 
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Load, once more if the engine dies meanwhile."""
@@ -163,8 +170,9 @@ class Supervised:
         self._loaded.pop(adapter.id, None)
         await self.engine.unload_adapter(adapter)
 
-    def restart(self) -> None:
-        """Give this engine up, though it lives: what is in its memory cannot be trusted any more."""
+    def _distrust(self) -> None:
+        """Give this engine up, though it lives: the base makes no NaN, so somebody else's is in its memory (KV blocks)."""
+        log.error("the base model's answer is not a number: the engine is replaced")
         self._settled.clear()
 
     async def _until_ready(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import vllm_plugin
 from engine.config import Settings
-from engine.errors import EngineDied, InvalidAdapter, InvalidRequest
+from engine.errors import EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
 from engine.registry.fingerprint import check_base
 from engine.registry.tensor_checks import adaptable_layers
 from engine.runtime.engine import (
@@ -55,6 +55,7 @@ class VllmEngine:
         self._load = EngineLoad(running=0, kv_cache_usage=0.0)
         self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
+        self._not_finite: set[str] = set()  # running requests
         # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
         # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
         self._slots = settings.max_resident + 1
@@ -110,6 +111,20 @@ class VllmEngine:
                 """Nothing to announce: the server does."""
 
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=[LoadRecorder])
+        self._watch_numbers(self._llm.output_processor)
+
+    def _watch_numbers(self, processor: Any) -> None:
+        """Note requests whose logits hold NaN: vLLM counts them (VLLM_COMPUTE_NANS_IN_LOGITS) and tells nobody whose."""
+        process = processor.process_outputs
+
+        def watched(outputs: Sequence[Any], *rest: Any, **more: Any) -> Any:
+            for output in outputs:
+                state = processor.request_states.get(output.request_id) if output.num_nans_in_logits else None
+                if state is not None:
+                    self._not_finite.add((state.parent_req or state).external_req_id)
+            return process(outputs, *rest, **more)
+
+        processor.process_outputs = watched
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
@@ -207,6 +222,8 @@ class VllmEngine:
         first = True
         try:
             async for output in outputs:
+                if request.id in self._not_finite:
+                    raise NotFinite(request.adapter.ref if request.adapter else "the base model")
                 for delta in _deltas(output, first):
                     first = False
                     yield delta
@@ -214,11 +231,14 @@ class VllmEngine:
             raise EngineDied from error
         except VLLMClientError as error:
             raise InvalidRequest("sampling", str(error).splitlines()[0][:200]) from error
+        except LoraplexError:
+            raise
         except Exception as error:
             if self.alive:
                 raise
             raise EngineDied from error  # whatever its broken connections look like
         finally:
+            self._not_finite.discard(request.id)
             await outputs.aclose()  # aborts the request if it has not finished, which frees its keys and values
 
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
@@ -273,6 +293,7 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
     os.environ[vllm_plugin.ORPHANS_END] = "1"
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

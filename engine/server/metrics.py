@@ -51,6 +51,7 @@ class Metrics:
             "loraplex_waiting": ("Requests waiting for a place.", lambda: admission.waiting),
             "loraplex_running_adapters": ("Adapters that requests run on.", lambda: admission.running_adapters),
             "loraplex_resident_adapters": ("Adapters in the engine.", lambda: len(residency.residents())),
+            "loraplex_quarantined": ("Versions in quarantine.", lambda: len(residency.quarantined)),
             "loraplex_kv_cache_usage": ("Share of the KV cache in use.", lambda: engine.load_now().kv_cache_usage),
         }
         for name, (text, value) in gauges.items():

@@ -12,6 +12,8 @@ from engine.errors import (
     InvalidAdapter,
     InvalidRequest,
     LoraplexError,
+    NotFinite,
+    Quarantined,
     QuotaExceeded,
     Unavailable,
     VersionExists,
@@ -72,7 +74,7 @@ def _details(error: LoraplexError) -> list[message.Message]:
             return [
                 error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.ref, description=nearest)
             ]
-        case VersionExists() | WrongBase():
+        case VersionExists() | WrongBase() | NotFinite() | Quarantined():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case QuotaExceeded():
             violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)

@@ -506,6 +506,42 @@ async def test_engine_died_and_came_back() -> None:
         assert {answer.usage.completion_tokens for answer in answers} == {len(text) + 1}
 
 
+async def test_an_adapter_that_makes_nan() -> None:
+    """Its request ends typed, the version gets no more, `show` and the metrics say so, and nobody else notices."""
+    with fake_server() as server:
+        engine = engine_of(server)
+        version = server.publish("wild")
+        async with stubs_to(server.target) as stubs:
+            await stubs.adapters.PinAdapter(apb.PinAdapterRequest(adapter="wild", pinned=True))
+            engine.not_finite.add(f"wild@{version}")
+            first = await refused(stubs.generation.Generate(ask(adapter="wild")))
+            assert (first.code, first.reason) == (Code.FAILED_PRECONDITION, "NOT_FINITE")
+            again = await refused(stubs.generation.Generate(ask(adapter="wild")))
+            assert (again.code, again.reason) == (Code.FAILED_PRECONDITION, "QUARANTINED")
+            assert f"wild@{version}" in again.message
+            assert again.resource
+            assert again.metadata["fix"]
+            assert not engine.loaded
+            assert (await stubs.generation.Generate(ask())).completions[0].text == "base heard: hi"
+            shown = await stubs.adapters.GetAdapter(apb.GetAdapterRequest(name="wild"))
+            assert "quarantine" in shown.versions[0].warnings[0]
+            assert b"loraplex_quarantined 1.0" in server.app.metrics.text()
+            server.promote("wild", server.publish("wild"))
+            assert (await stubs.generation.Generate(ask(adapter="wild"))).completions[0].text == "wild@v2 heard: hi"
+
+
+async def test_a_base_that_makes_nan() -> None:
+    """The base makes no NaN by itself: what does is replaced, and the request gets its answer from the next engine."""
+    with fake_server() as server:
+        engine = engine_of(server)
+        engine.not_finite.add("base")
+        async with stubs_to(server.target) as stubs:
+            asking = asyncio.ensure_future(stubs.generation.Generate(ask()))
+            await until(lambda: not server.app.engine.ready)
+            engine.not_finite.clear()
+            assert (await asking).completions[0].text == "base heard: hi"
+
+
 @pytest.fixture(scope="module")
 def slow_server() -> Iterator[FakeServer]:
     """A server that makes a token every five milliseconds."""
