@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.client.testing import write_adapter
-from engine.errors import AdapterLost, CorruptVersion, EngineDied
+from engine.errors import AdapterLost, CorruptVersion, EngineDied, NotFinite, Quarantined
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.engine import LoadedAdapter, Sampling
@@ -288,3 +288,22 @@ async def test_a_lost_adapter(
         await ask(engine, "hi", lost)
     assert engine.ready
     assert await text_of(generator, question_to(three[0])) == "a@v1 heard: hi"
+
+
+async def test_nan_of_an_adapter(
+    generator: Generator, engine: Supervised, mortal: Mortal, three: list[Manifest]
+) -> None:
+    """The version is refused from then on, leaves the engine with its last request, and the engine stays."""
+    await generator.residency.preload(three[0])
+    mortal.not_finite.add("a@v1")
+    results = await asyncio.gather(
+        *(text_of(generator, question_to(three[0])) for _ in range(3)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {NotFinite}
+    with pytest.raises(Quarantined, match="a@v1"):
+        await text_of(generator, question_to(three[0]))
+    with pytest.raises(Quarantined):
+        await generator.residency.preload(three[0])
+    assert not mortal.loaded
+    assert mortal.starts == 1
+    assert await text_of(generator, question_to(three[1])) == "b@v1 heard: hi"
