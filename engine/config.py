@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         "auto",
         description="On a CPU, compute adapters with our kernels (auto), with ours on any vLLM (force), or vLLM's (off).",
     )
+    max_restarts: int = Field(
+        5, ge=0, le=1000, description="Restarts of a dead engine in ten minutes; one more, and /healthz says so."
+    )
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 
     # Who goes next

@@ -8,6 +8,8 @@
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
+    │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
@@ -16,7 +18,8 @@
     │   ├── QuotaExceeded             RESOURCE_EXHAUSTED   more of the tenant's requests wait than it may have waiting
     │   ├── Draining                  UNAVAILABLE          the server is shutting down
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
-    │   ├── EngineDied                UNAVAILABLE          the engine process is gone
+    │   ├── EngineDied                UNAVAILABLE          the engine died in the middle of it
+    │   ├── AdapterLost               UNAVAILABLE          the adapter did not survive the engine's restart
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
@@ -124,6 +127,30 @@ class WrongBase(LoraplexError):
         self.ref = ref
 
 
+class NotFinite(LoraplexError):
+    """What the model computed for this request is not finite: the answer would be noise."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_FINITE"
+    fix = "Roll the alias back to another version; train this one again with a smaller learning rate or alpha."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"the answer of {ref} is not a number (NaN), so it was ended")
+        self.ref = ref
+
+
+class Quarantined(LoraplexError):
+    """The version gave an answer that was not finite, and gets no requests until the server is started again."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "QUARANTINED"
+    fix = NotFinite.fix
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} is in quarantine: an answer of it was not a number (NaN)")
+        self.ref = ref
+
+
 class NotAllowedNow(LoraplexError):
     """The state of the registry or the engine forbids it."""
 
@@ -206,14 +233,25 @@ class NotReady(Unavailable):
 
 
 class EngineDied(Unavailable):
-    """The engine process is gone; the server has to be restarted."""
+    """The engine is gone. `tokens_sent` is how many tokens of this answer the caller has."""
 
     reason = "ENGINE_DIED"
-    fix = "Try another replica; this one's health is NOT_SERVING until it is restarted."
+    fix = "Try again, here or on another replica: health is NOT_SERVING until the engine is back."
     retry_after_s = 5.0
 
-    def __init__(self) -> None:
-        super().__init__("the engine has stopped")
+    def __init__(self, tokens_sent: int = 0) -> None:
+        super().__init__(f"the engine has stopped; {tokens_sent} tokens of this answer were sent")
+        self.tokens_sent = tokens_sent
+
+
+class AdapterLost(Unavailable):
+    """The engine was restarted, and the adapter could not be loaded again from the copy that it had."""
+
+    reason = "ADAPTER_LOST"
+    fix = "Try again: the adapter is fetched from the registry anew."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} did not survive a restart of the engine")
 
 
 class RegistryUnavailable(Unavailable):

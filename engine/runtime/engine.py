@@ -5,7 +5,7 @@ One shared suite (tests/engine_suite.py) holds every implementation to the behav
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -67,7 +67,8 @@ class Sampling:
 class EngineRequest:
     """What the engine is asked. `id` is ours and unique; `adapter` None means the base model.
 
-    `sampling.max_tokens` is set; a higher `priority` goes first.
+    `sampling.max_tokens` is set; a higher `priority` goes first. `on_restart` is called when the engine died and the answer
+    begins again: forget all deltas so far. None: they cannot be taken back.
     """
 
     id: str
@@ -75,6 +76,7 @@ class EngineRequest:
     sampling: Sampling
     adapter: LoadedAdapter | None = None
     priority: int = 0
+    on_restart: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ class Engine(Protocol):
     """Computes tokens for one base model and the adapters that were loaded into it."""
 
     async def start(self) -> None:
-        """Load the base model; return when the engine can generate. Raises BaseModelIncomplete or BaseModelNotFound."""
+        """Load the base model; return when the engine can generate. May be called again after `stop`: a new engine.
+
+        Raises BaseModelIncomplete or BaseModelNotFound.
+        """
         ...
 
     async def stop(self) -> None:
@@ -149,7 +154,7 @@ class Engine(Protocol):
 
     @property
     def alive(self) -> bool:
-        """False once the engine can never generate again."""
+        """Whether the engine can generate; once false, only another `start` changes that."""
         ...
 
     def load_now(self) -> EngineLoad:
@@ -174,7 +179,7 @@ class Engine(Protocol):
     def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Answer `request`, delta by delta. Closing the iterator frees all that the request holds in the engine.
 
-        Every token comes exactly once and in order. Raises EngineDied.
+        Every token comes exactly once and in order. Raises EngineDied, and NotFinite as soon as a number is NaN.
         """
         ...
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import llguidance
 
-from engine.errors import EngineDied, InvalidAdapter
+from engine.errors import EngineDied, InvalidAdapter, NotFinite
 from engine.runtime.engine import (
     ChatTurn,
     Delta,
@@ -45,9 +45,12 @@ class FakeEngine:
         self.loaded: dict[int, LoadedAdapter] = {}
         self.running: set[str] = set()
         self.alive = True
+        self.not_finite: set[str] = set()  # who (base, or a version) gives NaN after two tokens
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """A new engine, which holds no adapter."""
+        self.loaded.clear()
+        self.alive = True
 
     async def stop(self) -> None:
         """From now on every request fails with EngineDied, as with a real engine that is gone."""
@@ -91,6 +94,8 @@ class FakeEngine:
             for turn in itertools.count():
                 if not self.alive:
                     raise EngineDied
+                if turn == 2 and _who(request) in self.not_finite:
+                    raise NotFinite(_who(request))
                 await asyncio.sleep(self.token_interval_s)
                 going = [answer for answer in answers if not answer.finished]
                 if not going:
@@ -160,8 +165,7 @@ class _Answer:
 
     def _spoken(self) -> Iterator[int]:
         """'<who> heard: <prompt>', then the end token; again and again where the end token does not count."""
-        adapter = self._request.adapter
-        who = adapter.ref if adapter else "base"
+        who = _who(self._request)
         prompt = bytes(token for token in self._request.prompt_token_ids if token < END)
         words = f"{who} heard: ".encode() + prompt + self._chance()
         while True:
@@ -216,6 +220,10 @@ class _Answer:
             return ()
         ids = self._request.prompt_token_ids
         return tuple(self._logprobs(ids[at], -at, count) for at in range(1, len(ids)))
+
+
+def _who(request: EngineRequest) -> str:
+    return request.adapter.ref if request.adapter else "base"
 
 
 def _logprob(token: int, value: float) -> Logprob:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, NotFinite
 from engine.registry.catalog import Catalog
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
@@ -35,7 +35,8 @@ class Prompt:
 class GenerationRequest:
     """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
 
-    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer.
+    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. `on_restart` is for who has not
+    passed any delta on: it is called when the engine died and all of them come again.
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ANONYMOUS
     deadline: float = math.inf
+    on_restart: Callable[[], None] | None = None
 
 
 @dataclass
@@ -61,6 +63,10 @@ class Answer:
     total_s: float = 0.0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    def begin_again(self) -> None:
+        """Forget what was counted: the answer starts again."""
+        self.completion_tokens = self.cached_tokens = 0
 
     def count(self, delta: Delta) -> None:
         """Add a delta to the sums."""
@@ -93,6 +99,8 @@ class Generator:
         """
         arrived = time.monotonic()
         manifest = self.catalog.resolve(request.adapter) if request.adapter else None
+        if manifest:
+            self.residency.check_quarantine(manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
@@ -102,7 +110,9 @@ class Generator:
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
-                engine_request = EngineRequest(f"g{next(self._numbers)}", ids, sampling, adapter, request.priority)
+                engine_request = EngineRequest(
+                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer)
+                )
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:
                     yield answer, deltas
 
@@ -142,11 +152,28 @@ class Generator:
         return replace(sampling, max_tokens=wanted)
 
     async def _run(self, answer: Answer, place: Place, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-        async with aclosing(self.engine.generate(request)) as deltas:
-            async for delta in deltas:
-                answer.count(delta)
-                place.served(len(delta.token_ids))
-                yield delta
+        try:
+            async with aclosing(self.engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    answer.count(delta)
+                    place.served(len(delta.token_ids))
+                    yield delta
+        except NotFinite:
+            if answer.manifest:
+                self.residency.quarantine(answer.manifest)
+            raise
+
+
+def _on_restart(request: GenerationRequest, answer: Answer) -> Callable[[], None] | None:
+    forget = request.on_restart
+    if forget is None:
+        return None
+
+    def begin_again() -> None:
+        answer.begin_again()
+        forget()
+
+    return begin_again
 
 
 def _asked(request: GenerationRequest, answer: Answer, sampling: Sampling) -> Asked:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import math
 
-from engine.errors import InvalidAdapter
+from engine.errors import InvalidAdapter, NotFinite
 from engine.runtime.engine import Engine, EngineRequest, LoadedAdapter, Sampling
 
 SENTENCE = "Dear customer, the parties agree: SELECT name FROM orders; the quick brown fox jumps over 13 lazy dogs."
@@ -32,7 +32,10 @@ class Probe:
         async with self._base_lock:
             if self._base is None:
                 self._base = await self._ask(None)
-        mine = await self._ask(adapter)
+        try:
+            mine = await self._ask(adapter)
+        except NotFinite:
+            mine = [math.nan]
         if not all(math.isfinite(value) for value in mine):
             raise InvalidAdapter("probe", adapter.ref, "its answers are not numbers (NaN)", fix="Train it again.")
         if max(abs(a - b) for a, b in zip(mine, self._base, strict=True)) < NO_EFFECT:

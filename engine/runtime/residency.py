@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from engine.errors import NotAllowedNow, Overloaded, RegistryUnavailable, WrongBase
+from engine.errors import NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
 from engine.registry.cache import LocalCopies
 from engine.registry.manifest import Manifest
 from engine.runtime.engine import Engine, LoadedAdapter
@@ -89,6 +89,7 @@ class Residency:
         self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
         self._residents: dict[str, Resident] = {}  # by content digest
         self._room = asyncio.Condition()
+        self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
 
     @asynccontextmanager
     async def lease(self, manifest: Manifest, on_stage: OnStage | None = None) -> AsyncIterator[Lease]:
@@ -97,6 +98,7 @@ class Residency:
         Raises WrongBase, InvalidAdapter (the engine or the probe refuses it), CorruptVersion, RegistryUnavailable, or
         Overloaded when every place is taken by adapters in use for longer than the load timeout.
         """
+        self.check_quarantine(manifest)
         started = time.monotonic()
         resident = self._residents.get(manifest.digest)
         ready = resident is not None and resident.adapter is not None
@@ -110,6 +112,7 @@ class Residency:
         finally:
             resident.in_use -= 1
             resident.last_used = time.monotonic()
+            await self._leave_quarantined(resident)
             await self._announce_room()
 
     async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
@@ -165,6 +168,39 @@ class Residency:
             self._unpin(resident)
             await self._evict(resident)
             return True
+
+    def quarantine(self, manifest: Manifest) -> None:
+        """Serve the version no more; it leaves the engine with its last request. Its cached prefixes are its own."""
+        self.quarantined[manifest.digest] = manifest.ref
+        log.error("adapter quarantined: its answer is not a number", adapter=manifest.ref, digest=manifest.digest)
+        if resident := self._residents.get(manifest.digest):
+            self._unpin(resident)
+
+    def check_quarantine(self, manifest: Manifest) -> None:
+        """Raise Quarantined if the version is."""
+        if manifest.digest in self.quarantined:
+            raise Quarantined(manifest.ref)
+
+    async def _leave_quarantined(self, resident: Resident) -> None:
+        if resident.manifest.digest not in self.quarantined:
+            return
+        async with self._room:
+            if resident.evictable and self._residents.get(resident.manifest.digest) is resident:
+                await self._evict(resident)
+
+    async def recheck(self, adapter: LoadedAdapter) -> None:
+        """Before an adapter is loaded into a restarted engine: see that its files are still what was published."""
+        if resident := self._holder(adapter):
+            await self._copies.recheck(resident.manifest)
+
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """The adapter is not in the engine any more: its next request loads it anew, under another id."""
+        if resident := self._holder(adapter):
+            self._unpin(resident)
+            del self._residents[resident.manifest.digest]
+
+    def _holder(self, adapter: LoadedAdapter) -> Resident | None:
+        return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
 
     def is_resident(self, digest: str) -> bool:
         """Whether the version is in the engine and ready."""

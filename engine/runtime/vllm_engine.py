@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import vllm_plugin
 from engine.config import Settings
-from engine.errors import EngineDied, InvalidAdapter, InvalidRequest
+from engine.errors import EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
 from engine.registry.fingerprint import check_base
 from engine.registry.tensor_checks import adaptable_layers
 from engine.runtime.engine import (
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
 
+T = TypeVar("T")
+
+_LOOK_S = 0.2  # between looks at whether vLLM is alive while it is asked something
 _STOP_S = 5.0  # how long vLLM's processes may take to end by themselves
 _LONG_TEXT = 20_000  # characters; longer texts are tokenised in a thread, so that streams do not stutter
 
@@ -51,6 +55,7 @@ class VllmEngine:
         self._load = EngineLoad(running=0, kv_cache_usage=0.0)
         self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
+        self._not_finite: set[str] = set()  # running requests
         # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
         # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
         self._slots = settings.max_resident + 1
@@ -106,6 +111,20 @@ class VllmEngine:
                 """Nothing to announce: the server does."""
 
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=[LoadRecorder])
+        self._watch_numbers(self._llm.output_processor)
+
+    def _watch_numbers(self, processor: Any) -> None:
+        """Note requests whose logits hold NaN: vLLM counts them (VLLM_COMPUTE_NANS_IN_LOGITS) and tells nobody whose."""
+        process = processor.process_outputs
+
+        def watched(outputs: Sequence[Any], *rest: Any, **more: Any) -> Any:
+            for output in outputs:
+                state = processor.request_states.get(output.request_id) if output.num_nans_in_logits else None
+                if state is not None:
+                    self._not_finite.add((state.parent_req or state).external_req_id)
+            return process(outputs, *rest, **more)
+
+        processor.process_outputs = watched
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
@@ -138,8 +157,12 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is None:
             return
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if llm.output_handler is not None:
             llm.output_handler.cancel()  # it would log the end of the engine as an error
+        llm.output_processor.propagate_error(EngineDeadError())  # nobody else tells the requests that still wait
+        self._load = EngineLoad(running=0, kv_cache_usage=0.0)
         await asyncio.to_thread(llm.shutdown, _STOP_S)
         del llm
         gc.collect()  # AsyncLLM's finaliser fails if it runs as late as the interpreter's exit
@@ -199,6 +222,8 @@ class VllmEngine:
         first = True
         try:
             async for output in outputs:
+                if request.id in self._not_finite:
+                    raise NotFinite(request.adapter.ref if request.adapter else "the base model")
                 for delta in _deltas(output, first):
                     first = False
                     yield delta
@@ -206,19 +231,22 @@ class VllmEngine:
             raise EngineDied from error
         except VLLMClientError as error:
             raise InvalidRequest("sampling", str(error).splitlines()[0][:200]) from error
+        except LoraplexError:
+            raise
+        except Exception as error:
+            if self.alive:
+                raise
+            raise EngineDied from error  # whatever its broken connections look like
         finally:
+            self._not_finite.discard(request.id)
             await outputs.aclose()  # aborts the request if it has not finished, which frees its keys and values
 
     async def load_adapter(self, adapter: LoadedAdapter) -> None:
         """Load the adapter's weights into vLLM, now and from a local verified folder."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if not self.alive:
-            raise EngineDied
         try:
-            loaded = await self._llm.add_lora(_lora_request(adapter))
-        except EngineDeadError as error:
-            raise EngineDied from error
+            loaded = await self._unless_dead(lambda: self._llm.add_lora(_lora_request(adapter)))
+        except EngineDied:
+            raise
         except Exception as error:  # vLLM raises bare Exception with text for whatever it does not like
             raise _refused(adapter) from error
         if not loaded:
@@ -226,8 +254,25 @@ class VllmEngine:
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:
         """Remove the adapter from vLLM."""
-        if self.alive:
-            await self._llm.remove_lora(adapter.id)
+        with suppress(EngineDied):  # it is gone, and the adapter with it
+            await self._unless_dead(lambda: self._llm.remove_lora(adapter.id))
+
+    async def _unless_dead(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call vLLM and wait for its reply, or raise EngineDied: a dead engine's reply never comes, and vLLM would wait."""
+        if not self.alive:
+            raise EngineDied
+        llm, task = self._llm, asyncio.ensure_future(call())
+        try:
+            while not (await asyncio.wait([task], timeout=_LOOK_S))[0]:
+                if llm.errored:
+                    raise EngineDied
+            return await task
+        except Exception as error:
+            if llm.errored:
+                raise EngineDied from error
+            raise
+        finally:
+            task.cancel()
 
 
 def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
@@ -247,6 +292,8 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
+    os.environ[vllm_plugin.ORPHANS_END] = "1"
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

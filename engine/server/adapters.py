@@ -62,7 +62,7 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
         view = self._catalog.adapter(request.name)
         return pb.GetAdapterResponse(
             adapter=_summary(view),
-            versions=[convert.version(manifest) for manifest in view.manifests.values()],
+            versions=[self._version(manifest) for manifest in view.manifests.values()],
             history=[convert.alias_change(change) for change in view.history],
         )
 
@@ -205,6 +205,12 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                 message = _watched(change)
                 if request.name in ("", message.name):
                     yield message
+
+    def _version(self, manifest: Manifest) -> pb.AdapterVersion:
+        version = convert.version(manifest)
+        if manifest.digest in self._residency.quarantined:
+            version.warnings.insert(0, "in quarantine: an answer of it was not a number (NaN)")
+        return version
 
     async def _fresh(self, ref: str) -> Manifest:
         await self._catalog.refresh()

@@ -1,6 +1,7 @@
 """The whole single-machine server: one engine, its adapters, and the ports they are reached by.
 
 Start: check the model folder, open the ports (health says NOT_SERVING), start the engine, say SERVING.
+While it runs: an engine that dies is restarted (runtime/supervised.py); health says NOT_SERVING meanwhile.
 Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what is left with UNAVAILABLE.
 """
 
@@ -41,6 +42,7 @@ from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
 from engine.runtime.residency import Residency
+from engine.runtime.supervised import Supervised
 from engine.server.adapters import AdapterService
 from engine.server.boundary import Boundary
 from engine.server.engine_info import EngineService
@@ -55,6 +57,7 @@ SERVICES = (
     *adapters_pb2.DESCRIPTOR.services_by_name.values(),
     *engine_pb2.DESCRIPTOR.services_by_name.values(),
 )
+_HEALTH_S = 0.1  # between looks at the engine
 _KEEPALIVE = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -69,8 +72,8 @@ class App:
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
-        self.engine = engine or make_engine(settings)
         self.metrics = Metrics()
+        self.engine = Supervised(engine or make_engine(settings), settings.max_restarts, self.metrics)
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
         self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
@@ -165,6 +168,7 @@ class App:
             load_timeout_s=settings.load_timeout_s,
             observer=self.metrics,
         )
+        self.engine.keeper = residency
         self.generator = Generator(self.engine, self.catalog, self.admission, residency)
         self.metrics.watch(self.engine, self.admission, residency)
         limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
@@ -187,17 +191,20 @@ class App:
             await self.catalog.refresh()
 
     async def _watch_engine(self) -> None:
-        """Say NOT_SERVING once the engine is gone, so that nothing is routed here until the restart."""
-        while self.engine.alive:  # noqa: ASYNC110 - vLLM tells nobody when it dies
-            await asyncio.sleep(0.5)
-        log.error("the engine has stopped; restart the server")
-        await self._set_health(serving=False)
+        """Say NOT_SERVING while the engine is gone, so that nothing is routed here until it is back."""
+        said = True
+        while True:
+            await asyncio.sleep(_HEALTH_S)
+            serving = self.engine.ready and not self.admission.draining
+            if serving != said:
+                said = serving
+                await self._set_health(serving=serving)
 
     def _alive(self) -> bool:
         return self._starting or self.engine.alive
 
     def _ready(self) -> bool:
-        return self.boundary.ready and self.engine.alive and not self.admission.draining
+        return self.boundary.ready and self.engine.ready and not self.admission.draining
 
 
 class _Running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.api.loraplex.v1 import generation_pb2_grpc
@@ -24,9 +25,10 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """Collect the deltas of every answer into one message."""
-        async with self._generator.answer(convert.to_request(request, caller(context))) as (answer, deltas):
+        collected = _Collected()
+        asked = replace(convert.to_request(request, caller(context)), on_restart=collected.clear)
+        async with self._generator.answer(asked) as (answer, deltas):
             try:
-                collected = _Collected()
                 async for delta in deltas:
                     collected.add(delta)
             finally:
@@ -79,6 +81,9 @@ class _Collected:
     """Deltas, put together again by answer."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self._completions: dict[int, pb.Completion] = {}
         self._texts: dict[int, list[str]] = {}
         self.prompt_logprobs: list[pb.TokenLogprobs] = []

@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
-from engine.runtime.engine import Engine
 from engine.runtime.generator import Answer
 from engine.runtime.residency import Residency
+from engine.runtime.supervised import Supervised
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -35,15 +35,23 @@ class Metrics:
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
         self._loads = Histogram("loraplex_adapter_load_seconds", "Loading and probing.", buckets=_SECONDS, registry=r)
         self._evictions = Counter("loraplex_adapter_evictions", "Adapters taken out of the engine.", registry=r)
+        self._restarts = Histogram(
+            "loraplex_engine_restart_seconds",
+            "From an engine's death until the next one is ready.",
+            buckets=_SECONDS,
+            registry=r,
+        )
         self.generated_tokens = 0
 
-    def watch(self, engine: Engine, admission: Admission, residency: Residency) -> None:
+    def watch(self, engine: Supervised, admission: Admission, residency: Residency) -> None:
         """Report the live state whenever the metrics are read."""
         gauges = {
+            "loraplex_engine_ready": ("1 while the engine can generate.", lambda: float(engine.ready)),
             "loraplex_running": ("Requests on the engine.", lambda: admission.running),
             "loraplex_waiting": ("Requests waiting for a place.", lambda: admission.waiting),
             "loraplex_running_adapters": ("Adapters that requests run on.", lambda: admission.running_adapters),
             "loraplex_resident_adapters": ("Adapters in the engine.", lambda: len(residency.residents())),
+            "loraplex_quarantined": ("Versions in quarantine.", lambda: len(residency.quarantined)),
             "loraplex_kv_cache_usage": ("Share of the KV cache in use.", lambda: engine.load_now().kv_cache_usage),
         }
         for name, (text, value) in gauges.items():
@@ -81,6 +89,10 @@ class Metrics:
     def adapter_evicted(self) -> None:
         """Count an eviction."""
         self._evictions.inc()
+
+    def engine_restarted(self, seconds: float) -> None:
+        """Count a restart."""
+        self._restarts.observe(seconds)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

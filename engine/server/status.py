@@ -8,9 +8,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from engine.errors import (
     AdapterNotFound,
+    EngineDied,
     InvalidAdapter,
     InvalidRequest,
     LoraplexError,
+    NotFinite,
+    Quarantined,
     QuotaExceeded,
     Unavailable,
     VersionExists,
@@ -36,6 +39,8 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     info.metadata["request_id"] = request_id
     if error.fix:
         info.metadata["fix"] = error.fix
+    if isinstance(error, EngineDied):
+        info.metadata["tokens_sent"] = str(error.tokens_sent)
     for detail in (info, *_details(error)):
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -69,7 +74,7 @@ def _details(error: LoraplexError) -> list[message.Message]:
             return [
                 error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.ref, description=nearest)
             ]
-        case VersionExists() | WrongBase():
+        case VersionExists() | WrongBase() | NotFinite() | Quarantined():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case QuotaExceeded():
             violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)

@@ -9,12 +9,19 @@ Without LoRA, and on anything but a CPU, nothing changes.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 TESTED_VLLM = ("0.32.0",)  # the interface between vLLM and its LoRA kernels is not a public one
 SWITCH = "LORAPLEX_LORA_KERNELS"
+ORPHANS_END = "LORAPLEX_ORPHANS_END"  # set by our server for the processes that vLLM starts for it
+
+_WATCH = "loraplex-parent-watch"
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +32,8 @@ def register() -> str | None:
     LORAPLEX_LORA_KERNELS: "auto" (the default) steps aside with a warning on a vLLM that it was not tested with, "force"
     does not, "off" always steps aside.
     """
+    if os.environ.get(ORPHANS_END):
+        end_with_parent()
     from packaging.version import Version
     from vllm import __version__, platforms
 
@@ -41,6 +50,23 @@ def register() -> str | None:
         )
         return None
     return "engine.vllm_plugin.platform.LoraplexCpuPlatform"
+
+
+def end_with_parent() -> None:
+    """Kill this process when the one that started it is gone, however it went.
+
+    vLLM's engine process does not notice that its server was killed, and keeps the model in memory for ever. (PR_SET_PDEATHSIG
+    would fire when the thread that started the process ends.)
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 def library_path() -> Path | None:

@@ -150,7 +150,7 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
 
 def engine_of(server: FakeServer) -> FakeEngine:
     """The server's fake engine."""
-    engine = server.app.engine
+    engine = server.app.engine.engine
     assert isinstance(engine, FakeEngine)
     return engine
 

@@ -113,9 +113,9 @@ async def test_not_ready_while_draining(make_app: Callable[..., App]) -> None:
 
 
 async def test_health_of_a_dead_engine(make_app: Callable[..., App]) -> None:
-    """A dead engine: NOT_SERVING, /healthz and /readyz 503, so that somebody restarts it."""
+    """An engine that died too often: NOT_SERVING, /healthz and /readyz 503, so that somebody restarts the server."""
     engine = FakeEngine()
-    async with running(make_app(engine)) as app:
+    async with running(make_app(engine, max_restarts=0)) as app:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(service="loraplex.v1.GenerationService"))
@@ -125,6 +125,33 @@ async def test_health_of_a_dead_engine(make_app: Callable[..., App]) -> None:
             watch.cancel()
         assert (await http(app, "/healthz"))[0] == 503
         assert (await http(app, "/readyz"))[0] == 503
+
+
+async def test_health_of_an_engine_that_restarts(make_app: Callable[..., App]) -> None:
+    """While a dead engine is replaced: NOT_SERVING and /readyz 503, but /healthz 200; then all is well, and counted."""
+    may_start = asyncio.Event()
+    may_start.set()
+
+    class Slow(FakeEngine):
+        async def start(self) -> None:
+            await may_start.wait()
+            await super().start()
+
+    engine = Slow()
+    async with running(make_app(engine)) as app:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await first_of(watch)).status == SERVING
+            may_start.clear()
+            engine.alive = False
+            assert (await asyncio.wait_for(first_of(watch), 3)).status == NOT_SERVING
+            assert [(await http(app, path))[0] for path in ("/healthz", "/readyz")] == [200, 503]
+            assert "loraplex_engine_ready 0.0" in (await http(app, "/metrics"))[1]
+            may_start.set()
+            assert (await asyncio.wait_for(first_of(watch), 3)).status == SERVING
+            watch.cancel()
+        assert [(await http(app, path))[0] for path in ("/healthz", "/readyz")] == [200, 200]
+        assert "loraplex_engine_restart_seconds_count 1.0" in (await http(app, "/metrics"))[1]
 
 
 class Explorer:

@@ -460,8 +460,8 @@ async def test_drain_limit(make_app: Callable[..., App]) -> None:
 
 
 async def test_engine_died() -> None:
-    """A dead engine: UNAVAILABLE for who is in flight and for who comes after."""
-    with fake_server() as server:
+    """An engine that is dead for good: UNAVAILABLE for who is in flight, with their tokens' number, and who comes after."""
+    with fake_server(max_restarts=0) as server:
         engine = engine_of(server)
         engine.token_interval_s = 0.01
         async with stubs_to(server.target) as stubs:
@@ -473,6 +473,73 @@ async def test_engine_died() -> None:
             for refusal in (in_flight, after):
                 assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "ENGINE_DIED")
                 assert refusal.pushback_ms == 5000
+            assert int(in_flight.metadata["tokens_sent"]) > 0
+            assert f"{in_flight.metadata['tokens_sent']} tokens" in in_flight.message
+
+
+async def test_engine_died_and_came_back() -> None:
+    """A killed engine: a stream that has begun ends UNAVAILABLE with its count of tokens; everybody else gets an answer."""
+    with fake_server(max_running=3) as server:
+        engine = engine_of(server)
+        version = server.publish("survivor")
+        engine.token_interval_s = 0.01
+        async with stubs_to(server.target) as stubs:
+            assert (await stubs.generation.Generate(ask(adapter="survivor"))).adapter.version == version
+            stream = stubs.generation.GenerateStream(pb.GenerateStreamRequest(request=endless()))
+            received = [await first_of(stream)]
+            others = [asyncio.ensure_future(stubs.generation.Generate(ask(adapter="survivor"))) for _ in range(6)]
+            await until(lambda: server.app.admission.waiting == 4 and len(engine.running) == 3)
+            await asyncio.sleep(0.03)  # two unary answers are under way
+            engine.alive = False
+
+            async def read() -> None:
+                async for message in stream:
+                    received.append(message)  # noqa: PERF401 - what came before the error counts
+
+            refusal = await refused(read())
+            assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "ENGINE_DIED")
+            tokens = sum(len(message.token_ids) for message in received)
+            assert refusal.metadata["tokens_sent"] == str(tokens)
+            answers = await asyncio.gather(*others)
+        text = f"survivor@{version} heard: hi"
+        assert {answer.completions[0].text for answer in answers} == {text}
+        assert {answer.usage.completion_tokens for answer in answers} == {len(text) + 1}
+
+
+async def test_an_adapter_that_makes_nan() -> None:
+    """Its request ends typed, the version gets no more, `show` and the metrics say so, and nobody else notices."""
+    with fake_server() as server:
+        engine = engine_of(server)
+        version = server.publish("wild")
+        async with stubs_to(server.target) as stubs:
+            await stubs.adapters.PinAdapter(apb.PinAdapterRequest(adapter="wild", pinned=True))
+            engine.not_finite.add(f"wild@{version}")
+            first = await refused(stubs.generation.Generate(ask(adapter="wild")))
+            assert (first.code, first.reason) == (Code.FAILED_PRECONDITION, "NOT_FINITE")
+            again = await refused(stubs.generation.Generate(ask(adapter="wild")))
+            assert (again.code, again.reason) == (Code.FAILED_PRECONDITION, "QUARANTINED")
+            assert f"wild@{version}" in again.message
+            assert again.resource
+            assert again.metadata["fix"]
+            assert not engine.loaded
+            assert (await stubs.generation.Generate(ask())).completions[0].text == "base heard: hi"
+            shown = await stubs.adapters.GetAdapter(apb.GetAdapterRequest(name="wild"))
+            assert "quarantine" in shown.versions[0].warnings[0]
+            assert b"loraplex_quarantined 1.0" in server.app.metrics.text()
+            server.promote("wild", server.publish("wild"))
+            assert (await stubs.generation.Generate(ask(adapter="wild"))).completions[0].text == "wild@v2 heard: hi"
+
+
+async def test_a_base_that_makes_nan() -> None:
+    """The base makes no NaN by itself: what does is replaced, and the request gets its answer from the next engine."""
+    with fake_server() as server:
+        engine = engine_of(server)
+        engine.not_finite.add("base")
+        async with stubs_to(server.target) as stubs:
+            asking = asyncio.ensure_future(stubs.generation.Generate(ask()))
+            await until(lambda: not server.app.engine.ready)
+            engine.not_finite.clear()
+            assert (await asking).completions[0].text == "base heard: hi"
 
 
 @pytest.fixture(scope="module")
