@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,18 +26,23 @@ _START_S = 60.0
 _LEAD_S = 0.3  # between the word "go" and the first request, so that all processes start together
 
 
-async def drive(job: Job, spec: TargetSpec, emit: Emit, workers: int) -> float:
-    """Send the tape with `workers` processes (0: in this one); returns the start, by time.monotonic.
+Started = Callable[[float], None]
+
+
+async def drive(job: Job, spec: TargetSpec, emit: Emit, workers: int, started: Started) -> None:
+    """Send the tape with `workers` processes (0: in this one); `started` is told the start, by time.monotonic.
 
     Raises ClientBroken when a process dies. Cancelling it stops the load; what was measured has been emitted.
     """
     if workers == 0:
-        return await _here(job, spec, emit)
+        await _here(job, spec, emit, started)
+        return
     crew = [_Worker.start(replace(job, worker=number, workers=workers), spec) for number in range(workers)]
     try:
         for worker in crew:
             await worker.expect_ready()
         start = time.monotonic() + _LEAD_S
+        started(start)
         for worker in crew:
             worker.connection.send(start)
         try:
@@ -48,19 +53,18 @@ async def drive(job: Job, spec: TargetSpec, emit: Emit, workers: int) -> float:
                     worker.connection.send("stop")
             await asyncio.gather(*(worker.pump(emit) for worker in crew), return_exceptions=True)
             raise
-        return start
     finally:
         for worker in crew:
             worker.end()
 
 
-async def _here(job: Job, spec: TargetSpec, emit: Emit) -> float:
+async def _here(job: Job, spec: TargetSpec, emit: Emit, started: Started) -> None:
     async with _opened(spec) as target:
         driver = Driver(job, target, emit)
         driver.prepare()
         start = time.monotonic() + 0.02
+        started(start)
         await driver.run(start)
-    return start
 
 
 @contextlib.asynccontextmanager

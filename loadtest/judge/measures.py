@@ -21,6 +21,7 @@ from loadtest.plan.requirements import QUANTILES, Good
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+PARTS = ("dispatch", "queue", "adapter wait", "prefill", "network and client")
 
 
 @dataclass(frozen=True)

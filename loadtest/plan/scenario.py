@@ -22,16 +22,13 @@ from loadtest.plan.values import Seconds, Share
 
 Length = Annotated[str, BeforeValidator(str), AfterValidator(lengths.valid)]
 ADAPTER_ACTIONS = ("publish", "publish_bad", "promote", "rollback", "preload", "unload")
-SERVER_ACTIONS = ("kill", "stop", "break_registry", "drop_connections")
+SERVER_ACTIONS = ("kill", "stop", "break_registry")
 
 
 class Action(Strict):
     """Something done to the server while the load runs, once or again and again."""
 
-    do: Literal[
-        "publish", "publish_bad", "promote", "rollback", "preload", "unload",
-        "kill", "stop", "break_registry", "drop_connections",
-    ]  # fmt: skip
+    do: Literal["publish", "publish_bad", "promote", "rollback", "preload", "unload", "kill", "stop", "break_registry"]
     at: Seconds = Field(0.0, description="Seconds after the load's start.")
     every: Seconds | None = Field(None, gt=0, description="Then again and again.")
     adapter: str = Field("", description="Which one; left out: the most popular.")
