@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
     tape = tapes.read(options.tape) if options.tape else None
     wanted = _wanted(options, tape)
     new_folder(folder)
+    # A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does.
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     results: list[Result] = []
     async with _site(options, wanted) as site:
         await _references(site, wanted)
@@ -59,8 +63,8 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
             if result.interrupted or result.gone:
                 break
     data = document.document(results, site, ["loraplex", "loadtest", *sys.argv[1:]])
-    document.check(data)
     write(results, data, folder)
+    document.check(data)
     if as_json:
         out.print_json(data=data)
     else:

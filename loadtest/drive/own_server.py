@@ -127,7 +127,10 @@ async def _publish_all(server: OwnServer, adapters: Sequence[Path], cases: Seque
     server.template = adapters[0] if adapters else None
     ranks = max((case.server.ranks for case in cases), key=len, default=(8,))
     for number in range(max((case.server.markers for case in cases), default=0)):
-        await server.publish(f"load-{number + 1:03}", number, ranks[number % len(ranks)])
+        try:
+            await server.publish(f"load-{number + 1:03}", number, ranks[number % len(ranks)])
+        except RequestError as error:
+            raise BadInput(f"cannot publish load-{number + 1:03}: {error}") from error
 
 
 def _free_port() -> int:

@@ -105,4 +105,4 @@ def rising(at: Floats, values: Floats, least: float) -> bool:
     slope = float((x * y).sum() / (x * x).sum())
     residual = y - y.mean() - slope * x
     error = math.sqrt(float((residual**2).sum()) / (len(x) - 2) / float((x * x).sum()))
-    return slope * (at[-1] - at[0]) >= least and slope > 4 * error
+    return bool(slope * (at[-1] - at[0]) >= least and slope > 4 * error)

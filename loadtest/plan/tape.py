@@ -22,7 +22,7 @@ BASE = -1
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
-_CLOSED_PER_SECOND = 50  # most requests a second of one caller that a closed tape has room for
+_CLOSED_PER_SECOND = 200  # most requests a second of one caller that a closed tape has room for
 _CLOSED_MOST = 200_000
 
 

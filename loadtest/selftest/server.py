@@ -118,7 +118,7 @@ class ScriptedServer:
         script = self.script
         if script.fault in ("misroute", "stale", "garbage", "drift") and prompt not in script.canary_prompts:
             return ""
-        if script.fault in ("wrong_version", "stale") and not who:
+        if script.fault in ("wrong_version", "wrong_digest", "stale") and not who:  # the base has neither
             return ""
         self.streams += 1
         return script.fault if self.streams == script.fault_at else ""

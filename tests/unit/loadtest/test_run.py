@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from engine.client import AsyncClient
 from loadtest.cli import app
 from loadtest.commands import Options, execute
 from loadtest.drive.case import Site, look, run_case
+from loadtest.drive.markers import write_marker
 from loadtest.drive.targets import TargetSpec
 from loadtest.errors import BadInput, Exit, TargetGone
 from loadtest.plan.scenario import Case, load, shipped
@@ -208,3 +210,15 @@ def test_infinity_is_json() -> None:
     """Infinity and nan survive as a string and null, and are shown as words."""
     assert document.clean({"a": float("inf"), "b": [float("nan")]}) == {"a": "inf", "b": [None]}
     assert (texts.number("inf", "s"), texts.number(None, "s"), texts.number(0.25, "s")) == ("inf", "none", "250 ms")
+
+
+def test_markers(tmp_path: Path) -> None:
+    """A marker has the template's layers at the rank asked for, whatever the template's precision, and is never the same."""
+    template = Path(__file__).parents[3] / "examples" / "support" / "v1"
+    write_marker(template, tmp_path / "a", seed=1, rank=4)
+    write_marker(template, tmp_path / "b", seed=2, rank=4)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    assert {tensor.shape[0 if "lora_A" in name else 1] for name, tensor in one.items()} == {4}
+    assert all((one[name] != other[name]).any() for name in one)
+    with pytest.raises(BadInput, match="no adapter to take shapes from"):
+        write_marker(tmp_path, tmp_path / "c", seed=1, rank=4)
