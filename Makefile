@@ -10,12 +10,13 @@ MODEL ?= .models/smollm2-135m-instruct
 ARGS ?=
 
 BIN := .venv/bin
+ADAPTERS := $(addprefix examples/,support/v1 legal/v1 code/v1)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test test-fast check proto bench loadtest clean
+.PHONY: help setup model demo serve test test-fast check proto bench loadtest loadtest-selftest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -61,8 +62,11 @@ bench: model ## what many adapters cost, then the front end; ARGS="adapters --fu
 	@$(if $(ARGS),$(BIN)/python -m loadtest.bench $(ARGS),$(BIN)/python -m loadtest.bench adapters)
 	@$(if $(ARGS),,$(BIN)/python -m loadtest.bench frontend)
 
-loadtest: model ## load on a running server: make loadtest ARGS="--help"
-	@$(BIN)/python -m loadtest $(ARGS)
+loadtest: model ## does it meet its requirements? a quick selection on a server of its own
+	@$(BIN)/python -m loadtest run smoke steady churn --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) $(ARGS)
+
+loadtest-selftest: setup ## test the load test: 100 planted faults, 20 clean runs
+	@$(BIN)/python -m loadtest selftest --long
 
 clean: ## remove everything that make made
 	rm -rf .venv .models .loraplex build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -14,6 +14,7 @@ def make_app() -> typer.Typer:
     import typer
 
     from engine.commands import adapters, base, doctor, generate, root, serve
+    from loadtest.cli import app as loadtest
 
     app = typer.Typer(
         cls=root.Root,
@@ -28,6 +29,7 @@ def make_app() -> typer.Typer:
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(base.app, name="base")
     app.command("doctor")(doctor.doctor)
+    app.add_typer(loadtest, name="loadtest")
     return app
 
 

@@ -1,0 +1,163 @@
+"""Running scenarios against a target, and leaving a folder behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from engine.client import AsyncClient
+from loadtest.cli import err, out
+from loadtest.drive.case import Result, Site, asked_adapters, look, resolved, run_case, take_references
+from loadtest.drive.own_server import own_server
+from loadtest.drive.records import Beat, Record, Status
+from loadtest.drive.targets import TargetSpec
+from loadtest.errors import BadInput, Exit
+from loadtest.judge.statistics import percentile
+from loadtest.plan import tape as tapes
+from loadtest.plan.scenario import Case, Workload, cases, load
+from loadtest.plan.strict import checked
+from loadtest.report import document, texts
+from loadtest.report.write import new_folder, write
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    names: list[str]
+    target: str
+    serve: Path | None
+    adapters: list[Path]
+    engine: str
+    model: str
+    quick: bool
+    overrides: dict[str, Any]
+    workers: int
+    tape: Path | None = None
+
+
+async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
+    """Run everything, write the report, print the verdict; returns the exit code."""
+    tape = tapes.read(options.tape) if options.tape else None
+    wanted = _wanted(options, tape)
+    new_folder(folder)
+    # A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does.
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    results: list[Result] = []
+    async with _site(options, wanted) as site:
+        await _references(site, wanted)
+        for case in wanted:
+            result = await _shown(site, await resolved(site, case), tape)
+            results.append(result)
+            if result.interrupted or result.gone:
+                break
+    data = document.document(results, site, ["loraplex", "loadtest", *sys.argv[1:]])
+    write(results, data, folder)
+    document.check(data)
+    if as_json:
+        out.print_json(data=data)
+    else:
+        show(data)
+        out.print(f"report: {folder / 'report.html'}")
+    return document.worst(results)
+
+
+def show(data: dict[str, Any]) -> None:
+    """Print the tables, what a reader must know, and the verdict."""
+    out.print(texts.measures_table(data))
+    out.print()
+    out.print(texts.checks_table(data))
+    for note in texts.notes(data):
+        out.print(Text(f"  {note}", "dim"), soft_wrap=True)
+    out.print(f"\n[bold]{data['verdict']}[/]")
+
+
+def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:
+    if tape is not None:
+        longest = float(tape.at.max()) + 1 if not tape.callers else 60.0
+        data = {"duration": longest, "warmup": 0, "adapters": tape.adapters, **options.overrides}
+        data["arrival"] = f"closed:{tape.callers}" if tape.callers else "constant:1"
+        return [Case(scenario="replay", name="", workload=checked(Workload, data, "replay"))]
+    return [
+        case for name in options.names for case in cases(load(name), quick=options.quick, overrides=options.overrides)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _site(options: Options, wanted: list[Case]) -> AsyncIterator[Site]:
+    timeout = max(case.workload.timeout for case in wanted)
+    if options.target.startswith(("http://", "https://")):
+        if not options.model:
+            raise BadInput("an OpenAI server needs --model: its name for the base model")
+        yield Site(TargetSpec((options.target,), timeout, "openai", options.model), None, workers=options.workers)
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        own = None
+        addresses = tuple(options.target.split(","))
+        if options.serve:
+            if not options.serve.is_dir():
+                raise BadInput(f"there is no model in {options.serve}", "Run make model, or name another folder.")
+            err.print("starting loraplex serve (about half a minute)", style="dim")
+            own = await stack.enter_async_context(own_server(options.serve, options.adapters, wanted, options.engine))
+            addresses = (own.address,)
+        client = await stack.enter_async_context(AsyncClient(addresses[0], timeout_s=timeout))
+        site = Site(TargetSpec(addresses, timeout), client, own, options.workers)
+        await look(site)
+        yield site
+
+
+async def _references(site: Site, wanted: list[Case]) -> None:
+    """Take references of every adapter that a case with canaries asks."""
+    asked = [asked_adapters(case.workload, site) for case in wanted if case.workload.canary]
+    if asked and site.client:
+        names = tuple(dict.fromkeys(name.partition("@")[0] for names in asked for name in names))
+        with err.status(f"taking references of {len(names)} adapters, alone and together"):
+            await take_references(site, names)
+
+
+async def _shown(site: Site, case: Case, tape: tapes.Tape | None) -> Result:
+    """Run a case with a live view on a terminal; one line when it ends elsewhere."""
+    view = _View(case)
+    with Live(view, console=err, refresh_per_second=4, transient=True) if err.is_terminal else contextlib.nullcontext():
+        result = await run_case(site, case, view.add, tape)
+    err.print(f"{case.title}: {len(result.records)} requests", style="dim")
+    await asyncio.sleep(0)
+    return result
+
+
+class _View:
+    """How it goes: requests, in flight, TTFT, failures, the client's own lag."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._ttfts: list[float] = []
+        self._failed = 0
+        self._beats: dict[int, Beat] = {}
+
+    def add(self, records: list[Record], beat: Beat) -> None:
+        """Take in what a client process sends."""
+        self._beats[beat.worker] = beat
+        self._ttfts += [one.times[0] - one.scheduled for one in records if one.times]
+        self._failed += sum(one.status not in (Status.OK, Status.CANCELLED) for one in records)
+
+    def __rich__(self) -> Group:
+        beats = self._beats.values()
+        recent = self._ttfts[-500:]
+        lag = max((max(beat.loop_lags, default=0.0) for beat in beats), default=0.0)
+        line = (
+            f"sent {sum(beat.sent for beat in beats)}, under way {sum(beat.in_flight for beat in beats)}, "
+            f"TTFT p50 {percentile(recent, 0.5):.2f} s, p99 {percentile(recent, 0.99):.2f} s, failed {self._failed}, "
+            f"client loop lag {lag * 1000:.0f} ms, client CPU {sum(beat.cpu for beat in beats):.0%}"
+        )
+        return Group(Text(f"{self._case.title}  {self._case.workload.arrival}", "bold"), Text(line))

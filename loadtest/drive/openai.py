@@ -1,0 +1,85 @@
+"""A peer: vLLM's OpenAI server, so that it can be given the same tape. It numbers nothing and names no version."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import aiohttp
+
+from loadtest.drive.records import Record, Status
+from loadtest.drive.targets import Question, sse
+
+
+class OpenAITarget:
+    """/v1/completions over HTTP, streamed as server-sent events."""
+
+    def __init__(self, url: str, model: str, timeout_s: float) -> None:
+        self._url = url.rstrip("/") + "/v1/completions"
+        self._model = model
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=timeout_s)
+        )
+
+    def message(self, question: Question) -> dict[str, Any]:
+        """The JSON body: greedy, and exactly `max_tokens` long."""
+        return {
+            "model": question.adapter or self._model,
+            "prompt": question.prompt,
+            "max_tokens": question.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+
+    async def ask(self, message: dict[str, Any], record: Record, cancel_after: int) -> None:
+        """Send it and write down what comes."""
+        lines: list[bytes] = []
+        arrivals: list[float] = []
+        record.sent = time.monotonic()
+        try:
+            async with self._session.post(self._url, json=message) as response:
+                if response.status >= 400:
+                    record.status, record.reason = Status.ERROR, f"HTTP {response.status}"
+                    return
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        arrivals.append(time.monotonic())
+                        lines.append(line)
+                        if len(lines) == cancel_after:
+                            record.status = Status.CANCELLED
+                            return
+                record.status = Status.OK
+        except TimeoutError:
+            record.status, record.reason = Status.TIMEOUT, "DEADLINE_EXCEEDED"
+        except aiohttp.ClientError as error:
+            record.status, record.reason = Status.ERROR, type(error).__name__
+        finally:
+            record.ended = time.monotonic()
+            _decode(record, lines, arrivals, self._model)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+def _decode(record: Record, lines: list[bytes], arrivals: list[float], model: str) -> None:
+    token_ids: list[int] = []
+    for at, line in zip(arrivals, lines, strict=True):
+        event = sse(line) or {}
+        if "error" in event:
+            record.status, record.reason = Status.ERROR, str(event["error"].get("type", "error"))
+            return
+        record.answered_by = "" if event.get("model") == model else str(event.get("model", ""))
+        tokens = [token for choice in event.get("choices", ()) for token in choice.get("token_ids") or ()]
+        if tokens:
+            record.times.append(at)
+            record.counts.append(len(tokens))
+            token_ids += tokens
+        if usage := event.get("usage"):
+            record.complete = True
+            record.prompt_tokens, record.claimed_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    if record.canary >= 0:
+        record.token_ids = tuple(token_ids)

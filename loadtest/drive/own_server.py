@@ -1,0 +1,139 @@
+"""A server of our own: `loraplex serve` as a process, with adapters published, for the time of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from engine.client import AsyncClient, RequestError
+from loadtest.drive.markers import write_marker
+from loadtest.errors import BadInput, TargetGone
+from loadtest.plan.scenario import Case
+
+_START_S = 240.0
+
+
+class OwnServer:
+    """The process, its registry and its folder. `chaos` may kill, stop and restart it; it always comes back."""
+
+    def __init__(self, folder: Path, model: Path, settings: dict[str, object]) -> None:
+        self.folder = folder
+        self.registry = folder / "registry"
+        self.port = _free_port()
+        self.template: Path | None = None
+        flags = {
+            "model": model,
+            "registry": self.registry,
+            "cache": folder / "cache",
+            "port": self.port,
+            "http-port": 0,
+        }
+        merged = {name.replace("_", "-"): value for name, value in (flags | settings).items()}
+        self._command = [sys.executable, "-m", "engine.cli", "serve", "--log-format", "json"]
+        self._command += [f"--{name}={value}" for name, value in merged.items()]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the process (again)."""
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 - our own command
+
+    async def ready(self) -> None:
+        """Wait until it serves; TargetGone with its last words if it ends instead."""
+        async with AsyncClient(self.address) as client:
+            waiting = asyncio.create_task(client.wait_ready(timeout_s=_START_S))
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=0.3)
+                if self.process and self.process.poll() is not None:
+                    waiting.cancel()
+                    raise TargetGone(f"loraplex serve ended: {(self.folder / 'server.log').read_text()[-1500:]}")
+            await waiting
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and all processes that it started."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        """End it: politely, then not."""
+        if not self.process:
+            return
+        self.signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self.signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    async def publish(self, name: str, seed: int, rank: int = 8, *, broken: bool = False) -> str:
+        """Publish a marker adapter; returns its version."""
+        if self.template is None:
+            raise BadInput("publishing needs an adapter to take shapes from", "Give --adapter FOLDER.")
+        folder = self.folder / f"marker-{name}-{seed}"
+        write_marker(self.template, folder, seed, rank, broken=broken)
+        try:
+            async with AsyncClient(self.address, timeout_s=120) as client:
+                return (await client.adapters.publish(folder, name, publisher="loadtest")).version
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextlib.asynccontextmanager
+async def own_server(
+    model: Path, adapters: Sequence[Path], cases: Sequence[Case], engine: str = "vllm"
+) -> AsyncIterator[OwnServer]:
+    """Start a server that has what the cases need: `adapters` published as their folders are named, and markers."""
+    settings: dict[str, object] = {"engine": engine}
+    for case in cases:
+        for name, value in case.server.settings.items():
+            if settings.setdefault(name, value) != value:
+                raise BadInput(
+                    f"{case.title} needs {name}={value}, another scenario {settings[name]}", "Run them apart."
+                )
+    with tempfile.TemporaryDirectory(prefix="loraplex-loadtest-") as folder:
+        server = OwnServer(Path(folder), model, settings)
+        server.start()
+        try:
+            await server.ready()
+            await _publish_all(server, adapters, cases)
+            yield server
+        finally:
+            server.stop()
+
+
+async def _publish_all(server: OwnServer, adapters: Sequence[Path], cases: Sequence[Case]) -> None:
+    async with AsyncClient(server.address, timeout_s=120) as client:
+        for folder in adapters:
+            name = folder.parent.name if folder.name.startswith("v") else folder.name
+            try:
+                await client.adapters.publish(folder, name, publisher="loadtest")
+            except (RequestError, OSError) as error:
+                raise BadInput(f"cannot publish {folder}: {error}") from error
+    server.template = adapters[0] if adapters else None
+    ranks = max((case.server.ranks for case in cases), key=len, default=(8,))
+    for number in range(max((case.server.markers for case in cases), default=0)):
+        try:
+            await server.publish(f"load-{number + 1:03}", number, ranks[number % len(ranks)])
+        except RequestError as error:
+            raise BadInput(f"cannot publish load-{number + 1:03}: {error}") from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

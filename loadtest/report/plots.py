@@ -1,0 +1,147 @@
+"""The plots of a report, as SVG that takes the page's colours, and as files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadtest.drive.case import Result
+from loadtest.judge import measures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK = "#123457"  # stands for the page's text colour, which an inlined SVG inherits
+_COLOURS = ("#4c8dd6", "#e08a3c", "#4fa86b", "#c9566b", "#8d76c9", "#a08a4a")
+_MOST_NAMES = 40
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its file name and what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+    def inline(self) -> str:
+        """SVG for a page: transparent, text as text, ink in the page's colour."""
+        buffer = io.StringIO()
+        self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].replace(_INK, "currentColor")
+        for mark in ('id="', "url(#", 'xlink:href="#'):  # ids of several plots must not meet in one page
+            text = text.replace(mark, f"{mark}{self.name}-")
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write <name>.svg and <name>.png."""
+        for kind in ("svg", "png"):
+            self.figure.savefig(folder / f"{self.name}.{kind}", facecolor="white", dpi=144)
+
+
+def plots(results: list[Result]) -> Iterator[Plot]:
+    """All plots that apply to these cases."""
+    shown = [result for result in results if result.measures["ok"]]
+    if not shown:
+        return
+    yield _draw(
+        "latency", "TTFT by percentile", "From the schedule; a failed request lies at infinity.",
+        lambda _, axes: _spectrum(axes, shown),
+    )  # fmt: skip
+    yield _draw(
+        "parts", "What TTFT is made of", "Mean over answered requests, by the server's own account.",
+        lambda _, axes: _parts(axes, shown),
+    )  # fmt: skip
+    for result in shown:
+        title, name = result.case.title, result.case.title.replace("/", "-").replace("=", "-")
+        yield _draw(
+            f"time-{name}", f"{title}: over time", "TTFT of each request at its scheduled time; lines: what was done.",
+            lambda _, axes, one=result: _over_time(axes, one),
+        )  # fmt: skip
+        if 1 < len(result.correctness.confusion) <= _MOST_NAMES**2:
+            yield _draw(
+                f"who-{name}", f"{title}: who answered", "Asked adapter by row, answering adapter by column: a diagonal.",
+                lambda figure, axes, one=result: _confusion(figure, axes, one),
+            )  # fmt: skip
+
+
+def _draw(name: str, title: str, caption: str, drawing: Any) -> Plot:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": _INK, "axes.edgecolor": _INK,
+             "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
+             "axes.spines.right": False, "legend.frameon": False}  # fmt: skip
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.set_prop_cycle(color=_COLOURS)
+        axes.grid(visible=True, alpha=0.25)
+        drawing(figure, axes)
+    return Plot(name, title, caption, figure)
+
+
+def _spectrum(axes: Axes, results: list[Result]) -> None:
+    for result in results:
+        values = np.sort(
+            [one.times[0] - one.scheduled if one.times and one.status == "ok" else math.inf for one in result.records]
+        )
+        ranks = np.arange(1, len(values) + 1) / len(values)
+        finite = np.isfinite(values)
+        axes.plot(1 / (1 - np.minimum(ranks, 1 - 0.5 / len(values)))[finite], values[finite], label=result.case.title)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks([1, 2, 10, 100, 1000], ["0", "p50", "p90", "p99", "p99.9"])
+    axes.set_ylabel("TTFT, seconds")
+    axes.legend()
+
+
+def _parts(axes: Axes, results: list[Result]) -> None:
+    titles = [result.case.title for result in results]
+    left = np.zeros(len(results))
+    for part in measures.PARTS:
+        values = np.array([result.measures["parts"].get(part, 0.0) for result in results])
+        axes.barh(titles, values, left=left, label=part)
+        left += values
+    axes.set_xlabel("seconds")
+    axes.invert_yaxis()
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+
+def _over_time(axes: Axes, result: Result) -> None:
+    answered = [one for one in result.records if one.times]
+    failed = [one.scheduled - result.start for one in result.records if one.status not in ("ok", "cancelled")]
+    at = [one.scheduled - result.start for one in answered]
+    axes.plot(at, [one.times[0] - one.scheduled for one in answered], ".", alpha=0.7, label="answered")
+    if failed:
+        axes.plot(failed, np.zeros(len(failed)), "x", color=_COLOURS[3], label="failed")
+    for event in result.events:
+        axes.axvline(event.begun, color=_COLOURS[1], alpha=0.6)
+        axes.text(event.begun, 1.0, event.do, transform=axes.get_xaxis_transform(), rotation=30, fontsize=7)
+    axes.axvspan(0, result.case.workload.warmup, alpha=0.08, color=_INK)
+    axes.set_xlabel("seconds after the start (grey: warm-up)")
+    axes.set_ylabel("TTFT, seconds")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _confusion(figure: Figure, axes: Axes, result: Result) -> None:
+    names = sorted({name for pair in result.correctness.confusion for name in pair})
+    counts = np.zeros((len(names), len(names)))
+    for (asked, answered), count in result.correctness.confusion.items():
+        counts[names.index(asked), names.index(answered)] = count
+    axes.grid(visible=False)
+    image = axes.imshow(np.where(counts > 0, counts, np.nan), cmap="viridis", aspect="auto")
+    labels = [name or "base" for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), labels)
+    figure.colorbar(image, label="answers")
