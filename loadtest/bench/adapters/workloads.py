@@ -87,8 +87,8 @@ def decode_rate(samples: Sequence[Sample]) -> float:
     """Tokens per second of all requests together at the median step, once the last of them has its first token.
 
     The median, because a step that another program has held up says nothing about a contender, and a few dozen steps of one
-    batch are all alike otherwise; the p99 of ITL shows the rest. Raises ValueError when a request has fewer than two tokens left
-    by then.
+    batch are all alike otherwise; the p99 of ITL shows the rest. Raises ValueError when a request has fewer than two tokens
+    left by then.
     """
     begin = max(sample.token_times[0] for sample in samples)
     moments = [[moment for moment in sample.token_times if moment > begin] for sample in samples]
