@@ -22,7 +22,7 @@ help: ## this list
 
 setup: $(READY) ## make .venv with all that is needed, for this machine (CUDA or CPU)
 
-$(READY): $(BUILD).lock pyproject.toml
+$(READY): $(BUILD).lock pyproject.toml engine/vllm_plugin/lora.cpp
 	$(PYTHON) -m venv .venv
 	@echo "installing the $(BUILD) build: $$(grep -c == $(BUILD).lock) packages, about two minutes"
 	$(PIP) install --quiet --no-deps $(PIP_ARGS) -r $(BUILD).lock

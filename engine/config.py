@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from engine.errors import BadConfiguration
 
 MEBIBYTE = 1024 * 1024
+TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a tenant's name
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
 
 
 class Settings(BaseSettings):
@@ -48,12 +51,31 @@ class Settings(BaseSettings):
         None, ge=16, description="Most tokens of prompt and answer; default: the model's."
     )
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
-    max_waiting: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a place; then UNAVAILABLE.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
+    lora_kernels: Literal["auto", "force", "off"] = Field(
+        "auto",
+        description="On a CPU, compute adapters with our kernels (auto), with ours on any vLLM (force), or vLLM's (off).",
+    )
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
+
+    # Who goes next
+    max_waiting: int = Field(256, ge=0, le=100_000, description="Requests that may wait for a place; then UNAVAILABLE.")
+    max_waiting_per_tenant: int | None = Field(
+        None, ge=0, le=100_000, description="How many of them may be one tenant's; then RESOURCE_EXHAUSTED."
+    )
+    max_wait_s: float = Field(120.0, gt=0, le=86_400, description="Longest wait for a place; then UNAVAILABLE.")
+    max_wait_per_tenant_s: float | None = Field(
+        None, gt=0, le=86_400, description="The same as a tenant's quota, if shorter; then RESOURCE_EXHAUSTED."
+    )
+    max_adapter_wait_s: float = Field(
+        2.0, gt=0, le=3600, description="Wait after which an adapter is given the next slot that can be freed."
+    )
+    tenant_weights: str = Field(
+        "", description="Shares of tenants that count for more or less than 1, such as gold=4,batch=0.5."
+    )
 
     # Bounds
     max_message_mib: int = Field(8, ge=1, le=512, description="Largest gRPC message received, in MiB.")
@@ -76,6 +98,12 @@ class Settings(BaseSettings):
         scheme, separator, _ = value.partition("://")
         if separator and scheme not in ("s3", "gs", "az", "memory", "file"):
             raise ValueError(f"unknown scheme {scheme!r}: use a folder, s3://, gs://, az:// or memory://")
+        return value
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _readable_weights(cls, value: str) -> str:
+        parse_weights(value)
         return value
 
     @model_validator(mode="after")
@@ -104,6 +132,22 @@ class Settings(BaseSettings):
 
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Tenants' weights as they are written in settings: "gold=4,batch=0.5". Raises ValueError naming the wrong part."""
+    weights: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, number = part.partition("=")
+        if not TENANT.fullmatch(name) or name in weights:
+            raise ValueError(f"{part!r} does not begin with the name of another tenant and '='")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{part!r} does not end with a number") from None
+        if not MIN_WEIGHT <= weights[name] <= MAX_WEIGHT:
+            raise ValueError(f"{part!r}: a weight is between {MIN_WEIGHT} and {MAX_WEIGHT}")
+    return weights
 
 
 def _is_loopback(host: str) -> bool:

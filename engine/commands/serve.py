@@ -18,6 +18,7 @@ _PANELS = {
     "model": "What to serve",
     "host": "Where to listen",
     "dtype": "The engine",
+    "max_waiting": "Who goes next",
     "max_message_mib": "Bounds",
     "log_format": "Logs",
 }

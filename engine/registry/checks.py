@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from engine.errors import InvalidAdapter, WrongBase
 from engine.registry.config_checks import LoraConfig, read_config
@@ -13,6 +14,7 @@ from engine.registry.fingerprint import Base
 from engine.registry.manifest import BaseRef, FileEntry
 from engine.registry.tensor_checks import check_tensors
 
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _USUAL_SCALES = (0.5, 4.0)
 
 
@@ -65,9 +67,15 @@ def _run_record(folder: Path, names: set[str]) -> dict[str, Any]:
     run = read_json(folder, RUN)
     for key, kind in (("run_id", str), ("base", dict), ("evaluation", dict)):
         if not isinstance(run.get(key), kind | None):
-            problem = f"it is no {'text' if kind is str else 'JSON object'}"
-            raise InvalidAdapter("run record", f"{RUN}: {key}", problem, fix=f"Correct {RUN}, or leave it out.")
+            _refuse_run(key, f"it is no {'text' if kind is str else 'JSON object'}")
+    fingerprint = (run.get("base") or {}).get("fingerprint")
+    if fingerprint is not None and not (isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)):
+        _refuse_run("base.fingerprint", "it is no fingerprint: 'sha256:' and 64 hexadecimal digits")
     return run
+
+
+def _refuse_run(field: str, problem: str) -> Never:
+    raise InvalidAdapter("run record", f"{RUN}: {field}", problem, fix=f"Correct {RUN}, or leave it out.")
 
 
 def _check_base(base: Base, declared: str | None, run: dict[str, Any]) -> BaseRef:

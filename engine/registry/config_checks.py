@@ -57,6 +57,10 @@ class LoraConfig:
         alpha, rank = look_up(self.alpha_pattern, module, self.alpha), self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
+    def alpha_field(self, module: str) -> str:
+        """The field that holds a module's alpha."""
+        return "alpha_pattern" if look_up(self.alpha_pattern, module, 0.0) else "lora_alpha"
+
 
 def read_config(folder: Path, max_rank: int) -> LoraConfig:
     """Read and check adapter_config.json; raises InvalidAdapter naming the field."""
@@ -68,9 +72,11 @@ def read_config(folder: Path, max_rank: int) -> LoraConfig:
         rank=_rank(raw.get("r"), "r", max_rank),
         alpha=_alpha(raw.get("lora_alpha"), "lora_alpha"),
         rank_pattern={
-            key: _rank(value, f"rank_pattern[{key!r}]", max_rank) for key, value in _patterns(raw, "rank_pattern")
+            key: _rank(value, f"rank_pattern[{_short(key)}]", max_rank) for key, value in _patterns(raw, "rank_pattern")
         },
-        alpha_pattern={key: _alpha(value, f"alpha_pattern[{key!r}]") for key, value in _patterns(raw, "alpha_pattern")},
+        alpha_pattern={
+            key: _alpha(value, f"alpha_pattern[{_short(key)}]") for key, value in _patterns(raw, "alpha_pattern")
+        },
         rank_stabilized=_flag(raw, "use_rslora"),
         targets=_modules(raw, "target_modules", required=True),
         excluded=_modules(raw, "exclude_modules"),
@@ -104,7 +110,7 @@ def _rank(value: object, field: str, max_rank: int) -> int:
     if value > max_rank:
         _refuse(
             field,
-            f"rank {value} is above the server's limit of {max_rank}",
+            f"rank {_short(value)} is above the server's limit of {max_rank}",
             f"Train with rank {max_rank} or less, or start the server with a larger --max-rank.",
         )
     return value
@@ -130,7 +136,7 @@ def _patterns(raw: dict[str, Any], field: str) -> list[tuple[str, object]]:
     if not isinstance(content, dict):
         _refuse(field, "it is no JSON object")
     for key in content:
-        compile_safely(key, f"{CONFIG}: {field}[{key!r}]", KEY)
+        compile_safely(key, f"{CONFIG}: {field}[{_short(key)}]", KEY)
     return list(content.items())
 
 

@@ -33,6 +33,7 @@ def check_files(folder: Path, max_bytes: int) -> tuple[FileEntry, ...]:
     for entry in entries:
         _check_kind(entry)
         _check_name(entry.name)
+    _check_twins(entries)
     names = {entry.name for entry in entries}
     for required in _REQUIRED:
         if required not in names:
@@ -50,8 +51,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     fix = f"Write {name} again with the program that made it."
     if path.stat().st_size > _MOST_JSON:
         raise InvalidAdapter("json", name, f"the file is longer than {_MOST_JSON} bytes", fix=fix)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Programs differ in which of two values they take."""
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            twice = next(key for key in fields if sum(key == other for other, _ in pairs) > 1)
+            raise InvalidAdapter("json", name, f"the field {twice[:60]!r} is there twice", fix=fix)
+        return fields
+
     try:
-        content = json.loads(path.read_bytes())
+        # Not the bytes, which json would take in UTF-16 and UTF-32 as well: other readers do not.
+        content = json.loads(path.read_bytes().decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter("json", name, "the file is not JSON", fix=fix) from error
     if not isinstance(content, dict):
@@ -95,6 +106,16 @@ def _check_name(name: str) -> None:
     if not _FILE_NAME.fullmatch(name):
         problem = "the name holds characters other than letters, digits, '.', '_' and '-'"
         raise InvalidAdapter("files", ascii(name), problem, fix="Rename the file.")
+
+
+def _check_twins(entries: list[os.DirEntry[str]]) -> None:
+    """Where case does not count, one of two such files would take the other's place."""
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name.lower() in seen:
+            problem = "another file has the same name but for upper and lower case"
+            raise InvalidAdapter("files", entry.name, problem, fix="Remove or rename the file.")
+        seen.add(entry.name.lower())
 
 
 def _digested(path: Path) -> FileEntry:

@@ -63,13 +63,20 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
         if length > min(_HEADER_LIMIT, size - 8):
             raise ValueError("header is longer than the file")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_each_once)
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError("header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError("header is not a JSON object")  # noqa: TRY004 - one kind of error for a damaged file
     header.pop("__metadata__", None)
     return {name: _tensor_info(name, entry, path, 8 + length, size) for name, entry in header.items()}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("header names something twice, and readers differ in which one they take")
+    return fields
 
 
 def _tensor_info(name: str, entry: Any, path: Path, data_start: int, size: int) -> TensorInfo:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Never
+from typing import BinaryIO, Never
 
 import numpy as np
 import safetensors
@@ -22,6 +22,8 @@ _EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
 _OUTPUTS = frozenset({"lm_head", "embed_out", "output"})
 _RIGHT_BASE = "Train the adapter on the base that this server serves."
 _SAVE_AGAIN = "Save the adapter again with PEFT's save_pretrained."
+_DIVERGED = "Train again: the training diverged."
+_MOST = 65504.0  # the largest float16
 # Per dtype: how to read it as whole numbers, its exponent's bits (all ones: NaN or infinite), all bits but the sign.
 _BITS = {
     "F32": ("<u4", 0x7F80_0000, 0x7FFF_FFFF),
@@ -59,7 +61,7 @@ def check_tensors(folder: Path, config: LoraConfig, base: Base) -> tuple[str, ..
     for module, pair in pairs.items():
         _check_shapes(pair, config.rank_of(module), layers[module])
     _check_coverage(set(pairs), config, layers)
-    _check_values(folder / WEIGHTS, pairs)
+    _check_values(folder / WEIGHTS, pairs, config)
     return tuple(sorted(pairs))
 
 
@@ -155,9 +157,15 @@ def _check_coverage(modules: set[str], config: LoraConfig, layers: Iterable[str]
         wanted = matching(layers, chosen, where)
     if stray := sorted(modules - wanted):
         _refuse("targets", stray[0], f"the layer has tensors, but {CONFIG} does not target it", _SAVE_AGAIN)
+    chosen_at_all = bool(wanted)
     wanted -= matching(wanted, config.excluded, f"{CONFIG}: exclude_modules")
+    if chosen_at_all and not wanted:
+        _refuse("targets", f"{CONFIG}: exclude_modules", "it leaves no layer to change", _SAVE_AGAIN)
     if config.layers is not None:
-        wanted = {module for module in wanted if _layer_number(module) in config.layers}
+        within = {module for module in wanted if _layer_number(module) in config.layers}
+        if wanted and not within:
+            _refuse("targets", f"{CONFIG}: layers_to_transform", "the base has none of these layers")
+        wanted = within
     for group, members in _by_target(wanted, chosen):
         _check_group(group, members, modules)
 
@@ -187,19 +195,42 @@ def _layer_number(module: str) -> int:
     return next((int(part) for part in module.split(".") if part.isdecimal()), -1)
 
 
-def _check_values(path: Path, pairs: Mapping[str, _Pair]) -> None:
+def _check_values(path: Path, pairs: Mapping[str, _Pair], config: LoraConfig) -> None:
     changes_something = False
     with path.open("rb") as file:
-        for pair in pairs.values():
-            nonzero = []
-            for name, tensor in pair.sides.values():
-                file.seek(tensor.start)
-                kind, exponent, magnitude = _BITS[tensor.dtype]
-                bits = np.frombuffer(file.read(tensor.end - tensor.start), dtype=kind)
-                if bool(((bits & exponent) == exponent).any()):
-                    _refuse("values", name, "it holds NaN or infinite values", "Train again: the training diverged.")
-                nonzero.append(bool((bits & magnitude).any()))
-            changes_something |= all(nonzero)
+        for module, pair in pairs.items():
+            largest = [_largest(file, *pair.sides[side]) for side in "AB"]
+            _check_product(module, pair, largest, config)
+            changes_something |= all(largest)
     if not changes_something:
         problem = "every lora_B (or lora_A) is zero: the adapter changes nothing"
         _refuse("no effect", WEIGHTS, problem, "Train for at least one step, and save afterwards.")
+
+
+def _largest(file: BinaryIO, name: str, tensor: TensorInfo) -> float:
+    """The largest absolute value in a tensor, if every precision that an engine computes in can hold it."""
+    file.seek(tensor.start)
+    kind, exponent, magnitude = _BITS[tensor.dtype]
+    bits = np.frombuffer(file.read(tensor.end - tensor.start), dtype=kind)
+    top = (bits & magnitude).max()  # without the sign, floating-point numbers are ordered as their bits are
+    if top >= exponent:
+        _refuse("values", name, "it holds NaN or infinite values", _DIVERGED)
+    if tensor.dtype == "F16":
+        value = float(top.view("<f2"))
+    else:
+        value = float((np.uint32(top) << (16 if tensor.dtype == "BF16" else 0)).view("<f4"))
+    if value > _MOST:
+        _refuse("values", name, f"it holds {value:.3g}, and half precision ends at {_MOST:.0f}", _DIVERGED)
+    return value
+
+
+def _check_product(module: str, pair: _Pair, largest: list[float], config: LoraConfig) -> None:
+    """Refuse finite numbers whose product could be infinite: one such request would give NaN to whoever shares a cache."""
+    product = config.rank_of(module) * largest[0] * largest[1]
+    if product > _MOST:
+        problem = f"lora_B times lora_A can be as large as {product:.3g}, and half precision ends at {_MOST:.0f}"
+        _refuse("values", pair.sides["B"][0], problem, _DIVERGED)
+    if (scaled := product * config.scale_of(module)) > _MOST:
+        where = f"{CONFIG}: {config.alpha_field(module)}"
+        problem = f"it scales {module} to as much as {scaled:.3g}, and half precision ends at {_MOST:.0f}"
+        _refuse("values", where, problem, "Use a lora_alpha near the rank.")

@@ -112,11 +112,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the engine is: sizes in tokens."""
+    """What the engine is: sizes in tokens, and how many adapters fit into it at once."""
 
     description: str
     context_length: int
     vocabulary_size: int
+    slots: int
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
@@ -12,8 +13,8 @@ from engine.errors import InvalidRequest
 from engine.registry.catalog import Catalog
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
-from engine.runtime.admission import Admission
-from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, LoadedAdapter, Sampling
+from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
+from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Sampling
 from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
 from engine.runtime.tokens import check_ids
@@ -32,12 +33,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first."""
+    """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
+
+    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer.
+    """
 
     prompt: Prompt
     sampling: Sampling
     adapter: AdapterRef | None = None
     priority: int = 0
+    tenant: str = ANONYMOUS
+    deadline: float = math.inf
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Answer:
     prompt_tokens: int
     answers: int
     arrived: float
+    tenant: str = ANONYMOUS
     queue_s: float = 0.0
     adapter_wait_s: float = 0.0
     first_token_s: float = 0.0
@@ -73,6 +80,8 @@ class Generator:
         self.catalog = catalog
         self.admission = admission
         self.residency = residency
+        admission.follow(residency)
+        residency.on_change = admission.wake
         self.grammars = Grammars()
         self._numbers = itertools.count(1)
 
@@ -87,13 +96,14 @@ class Generator:
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
-        answer = Answer(manifest, len(ids), sampling.n, arrived)
-        async with self.admission.place(request.priority, sampling.n):
+        answer = Answer(manifest, len(ids), sampling.n, arrived, request.tenant)
+        async with self.admission.place(_asked(request, answer, sampling)) as place:
             answer.queue_s = time.monotonic() - arrived
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
-                async with aclosing(self._run(answer, ids, sampling, adapter, request.priority)) as deltas:
+                engine_request = EngineRequest(f"g{next(self._numbers)}", ids, sampling, adapter, request.priority)
+                async with aclosing(self._run(answer, place, engine_request)) as deltas:
                     yield answer, deltas
 
     async def encode(self, prompt: Prompt) -> list[int]:
@@ -131,11 +141,22 @@ class Generator:
             )
         return replace(sampling, max_tokens=wanted)
 
-    async def _run(
-        self, answer: Answer, ids: list[int], sampling: Sampling, adapter: LoadedAdapter | None, priority: int
-    ) -> AsyncGenerator[Delta, None]:
-        request = EngineRequest(f"g{next(self._numbers)}", ids, sampling, adapter, priority)
+    async def _run(self, answer: Answer, place: Place, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         async with aclosing(self.engine.generate(request)) as deltas:
             async for delta in deltas:
                 answer.count(delta)
+                place.served(len(delta.token_ids))
                 yield delta
+
+
+def _asked(request: GenerationRequest, answer: Answer, sampling: Sampling) -> Asked:
+    return Asked(
+        tenant=request.tenant,
+        adapter=answer.manifest.digest if answer.manifest else None,
+        priority=request.priority,
+        places=sampling.n,
+        prompt_tokens=answer.prompt_tokens,
+        min_tokens=sampling.min_tokens,
+        max_tokens=sampling.max_tokens or 1,
+        deadline=request.deadline,
+    )

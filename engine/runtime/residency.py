@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -79,7 +80,9 @@ class Residency:
         self._engine = engine
         self._copies = copies
         self._base_fingerprint = base_fingerprint
-        self._capacity = capacity
+        self.capacity = capacity
+        self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
+        self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
         self._load_timeout_s = load_timeout_s
         self._observer = observer
         self._probe = Probe(engine)
@@ -111,31 +114,41 @@ class Residency:
 
     async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
         """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
-        async with self.lease(manifest, on_stage):
-            pass
+        with self._claim(manifest.digest):
+            async with self.lease(manifest, on_stage):
+                pass
 
     async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
         """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing."""
         resident = self._residents.get(manifest.digest)
-        if resident and resident.adapter and self._capacity > 1:
+        if resident and resident.adapter and self.capacity > 1:
+            stack.enter_context(self._claim(manifest.digest))
             await stack.enter_async_context(self.lease(manifest))
 
     async def pin(self, manifest: Manifest) -> None:
         """Load the version and keep it until it is unpinned. Raises as `lease`, NotAllowedNow if nothing else fits then."""
+        self._check_pin(manifest)
+        with self._claim(manifest.digest):
+            async with self.lease(manifest):
+                self._check_pin(manifest)  # others may have been pinned meanwhile
+                resident = self._residents[manifest.digest]
+                if not resident.pinned:
+                    resident.pinned = True
+                    self._change_claim(manifest.digest, 1)
+
+    def _check_pin(self, manifest: Manifest) -> None:
         pinned = sum(resident.pinned for resident in self._residents.values())
         present = self._residents.get(manifest.digest)
-        if pinned + 1 >= self._capacity and not (present and present.pinned):
+        if pinned + 1 >= self.capacity and not (present and present.pinned):
             raise NotAllowedNow(
-                f"{pinned} of {self._capacity} places are pinned and one must stay free",
+                f"{pinned} of {self.capacity} places are pinned and one must stay free",
                 fix="Unpin another version, or raise --max-resident.",
             )
-        async with self.lease(manifest):
-            self._residents[manifest.digest].pinned = True
 
     async def unpin(self, manifest: Manifest) -> None:
         """Let the version be evicted again when its turn comes."""
         if resident := self._residents.get(manifest.digest):
-            resident.pinned = False
+            self._unpin(resident)
             await self._announce_room()
 
     async def unload(self, manifest: Manifest) -> bool:
@@ -149,8 +162,14 @@ class Residency:
                     f"{manifest.ref} is in use by {resident.in_use} requests",
                     fix="Wait for them to finish, then try again.",
                 )
+            self._unpin(resident)
             await self._evict(resident)
             return True
+
+    def is_resident(self, digest: str) -> bool:
+        """Whether the version is in the engine and ready."""
+        resident = self._residents.get(digest)
+        return resident is not None and resident.adapter is not None
 
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""
@@ -166,12 +185,12 @@ class Residency:
                 while True:
                     if present := self._residents.get(manifest.digest):
                         return present
-                    if len(self._residents) < self._capacity or await self._evict_oldest():
+                    if len(self._residents) < self.capacity or await self._evict_oldest():
                         resident = self._residents[manifest.digest] = Resident(manifest)
                         return resident
                     await self._room.wait()
         except TimeoutError as error:
-            raise Overloaded(self._capacity, "adapters are in use", retry_after_s=5.0) from error
+            raise Overloaded(self.capacity, "adapters are in use", retry_after_s=5.0) from error
 
     async def _loaded(self, resident: Resident, on_stage: OnStage | None) -> LoadedAdapter:
         """Wait for the one load of this version that is under way, starting it if there is none."""
@@ -184,6 +203,10 @@ class Residency:
         return resident.adapter
 
     async def _load(self, resident: Resident, on_stage: OnStage) -> None:
+        with self._claim(resident.manifest.digest):  # the load goes on even if everybody who waits for it leaves
+            await self._load_claimed(resident, on_stage)
+
+    async def _load_claimed(self, resident: Resident, on_stage: OnStage) -> None:
         manifest = resident.manifest
         started = time.monotonic()
         adapter = None
@@ -234,6 +257,26 @@ class Residency:
             log.info("adapter evicted", adapter=resident.manifest.ref)
             if self._observer:
                 self._observer.adapter_evicted()
+
+    @contextmanager
+    def _claim(self, digest: str) -> Iterator[None]:
+        """For the time of the block, have admission leave a place for the version."""
+        self._change_claim(digest, 1)
+        try:
+            yield
+        finally:
+            self._change_claim(digest, -1)
+
+    def _change_claim(self, digest: str, change: int) -> None:
+        self.claimed[digest] += change
+        if not self.claimed[digest]:
+            del self.claimed[digest]
+        self.on_change()
+
+    def _unpin(self, resident: Resident) -> None:
+        if resident.pinned:
+            resident.pinned = False
+            self._change_claim(resident.manifest.digest, -1)
 
     async def _announce_room(self) -> None:
         async with self._room:

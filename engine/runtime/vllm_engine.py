@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import vllm_plugin
 from engine.config import Settings
 from engine.errors import EngineDied, InvalidAdapter, InvalidRequest
 from engine.registry.fingerprint import check_base
@@ -48,8 +49,11 @@ class VllmEngine:
         self._folder = folder
         self._llm: Any = None
         self._load = EngineLoad(running=0, kv_cache_usage=0.0)
-        self._info = EngineInfo("vllm", 0, 0)
+        self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
+        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
+        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
+        self._slots = settings.max_resident + 1
 
     @property
     def info(self) -> EngineInfo:
@@ -77,6 +81,7 @@ class VllmEngine:
             description=f"vllm {vllm.__version__} ({self._llm.vllm_config.device_config.device_type})",
             context_length=config.max_model_len,
             vocabulary_size=config.get_vocab_size(),
+            slots=self._slots,
         )
 
     def _build(self) -> None:
@@ -104,9 +109,6 @@ class VllmEngine:
 
     def _engine_args(self) -> dict[str, Any]:
         settings = self._settings
-        # One slot stays empty for ever: vLLM's CPU kernels read the last slot for rows without an adapter, and a full
-        # cache would make vLLM evict (and later reload from disk, inside the engine's step) on its own.
-        slots = settings.max_resident + 1
         on_cpu = _on_cpu()
         _, tensors = check_base(self._folder)
         return {
@@ -115,8 +117,8 @@ class VllmEngine:
             "max_model_len": settings.context_length,
             "max_num_seqs": settings.max_running,
             "enable_lora": True,
-            "max_loras": slots,
-            "max_cpu_loras": slots,
+            "max_loras": self._slots,
+            "max_cpu_loras": self._slots,
             "max_lora_rank": settings.max_rank,
             "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
             "enable_prefix_caching": settings.prefix_cache,
@@ -244,6 +246,7 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

@@ -7,6 +7,7 @@ Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from engine.api.loraplex.v1 import (
     generation_pb2,
     generation_pb2_grpc,
 )
-from engine.config import MEBIBYTE, Settings
+from engine.config import MEBIBYTE, Settings, parse_weights
 from engine.errors import AddressInUse
 from engine.registry.cache import LocalCopies
 from engine.registry.catalog import Catalog
@@ -35,7 +36,7 @@ from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
 from engine.registry.store import Store
-from engine.runtime.admission import Admission
+from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
@@ -73,7 +74,7 @@ class App:
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
         self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
-        self.admission = Admission(settings.max_running, settings.max_waiting)
+        self.admission = Admission(_rules(settings), self.metrics)
         self.port = settings.port
         self.http_port = settings.http_port
         self._server: aio.Server | None = None
@@ -212,6 +213,18 @@ class _Running:
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
         """A faster look-up that is closed once the server runs."""
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_waiting_per_tenant=settings.max_waiting_per_tenant,
+        max_wait_s=settings.max_wait_s,
+        max_wait_per_tenant_s=settings.max_wait_per_tenant_s or math.inf,
+        max_adapter_wait_s=settings.max_adapter_wait_s,
+        weights=parse_weights(settings.tenant_weights),
+    )
 
 
 def make_engine(settings: Settings) -> Engine:

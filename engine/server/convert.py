@@ -12,6 +12,7 @@ from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.engine import ChatTurn, Delta, FinishReason, Logprob, PositionLogprobs, Sampling, Structured
 from engine.runtime.generator import Answer, GenerationRequest, Prompt
+from engine.server.caller import Caller
 
 _ROLES: dict[int, Literal["system", "user", "assistant"]] = {
     generation_pb2.ROLE_SYSTEM: "system",
@@ -30,13 +31,15 @@ _SCALARS = (
 )  # fmt: skip
 
 
-def to_request(message: generation_pb2.GenerateRequest) -> GenerationRequest:
-    """A checked GenerateRequest as the runtime's request."""
+def to_request(message: generation_pb2.GenerateRequest, caller: Caller) -> GenerationRequest:
+    """A checked GenerateRequest of a caller as the runtime's request."""
     return GenerationRequest(
         prompt=to_prompt(message),
         sampling=to_sampling(message.sampling),
         adapter=AdapterRef.parse(message.adapter) if message.adapter else None,
         priority=message.priority,
+        tenant=caller.tenant,
+        deadline=caller.deadline,
     )
 
 

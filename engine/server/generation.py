@@ -10,6 +10,7 @@ from engine.runtime.engine import Delta
 from engine.runtime.generator import Generator
 from engine.server import convert
 from engine.server.boundary import Context, request_id
+from engine.server.caller import caller
 from engine.server.metrics import Metrics
 
 
@@ -23,7 +24,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """Collect the deltas of every answer into one message."""
-        async with self._generator.answer(convert.to_request(request)) as (answer, deltas):
+        async with self._generator.answer(convert.to_request(request, caller(context))) as (answer, deltas):
             try:
                 collected = _Collected()
                 async for delta in deltas:
@@ -45,7 +46,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         context: Context,
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Send each delta as it comes; the last one carries usage and timings."""
-        async with self._generator.answer(convert.to_request(request.request)) as (answer, deltas):
+        async with self._generator.answer(convert.to_request(request.request, caller(context))) as (answer, deltas):
             going = answer.answers
             sequence = 0
             try:

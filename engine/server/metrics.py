@@ -1,10 +1,11 @@
-"""Prometheus metrics. Labels are methods and status codes only, so their number is bounded."""
+"""Prometheus metrics. Labels are methods, codes, reasons and the busiest tenants, so their number is bounded."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from engine.runtime.admission import Admission
+from engine.runtime.admission.gate import Outcome
 from engine.runtime.engine import Engine
 from engine.runtime.generator import Answer
 from engine.runtime.residency import Residency
@@ -21,7 +22,14 @@ class Metrics:
         self._calls = Counter("loraplex_calls", "gRPC calls, by method and status.", ["method", "code"], registry=r)
         self._seconds = Histogram("loraplex_call_seconds", "Length of calls.", ["method"], buckets=_SECONDS, registry=r)
         self._ttft = Histogram("loraplex_ttft_seconds", "Time to first token.", buckets=_SECONDS, registry=r)
-        self._queue = Histogram("loraplex_queue_seconds", "Wait for a place.", buckets=_SECONDS, registry=r)
+        self._queue = Histogram(
+            "loraplex_queue_seconds", "Wait for a place, by its end.", ["outcome"], buckets=_SECONDS, registry=r
+        )
+        self._refused = Counter("loraplex_refused", "Requests that admission refused.", ["reason"], registry=r)
+        self._tenant_tokens = Counter(
+            "loraplex_tenant_tokens", "Prompt and generated tokens, by tenant.", ["tenant", "kind"], registry=r
+        )
+        self._tenants = Labels(most=20)
         self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=_SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
@@ -34,6 +42,7 @@ class Metrics:
         gauges = {
             "loraplex_running": ("Requests on the engine.", lambda: admission.running),
             "loraplex_waiting": ("Requests waiting for a place.", lambda: admission.waiting),
+            "loraplex_running_adapters": ("Adapters that requests run on.", lambda: admission.running_adapters),
             "loraplex_resident_adapters": ("Adapters in the engine.", lambda: len(residency.residents())),
             "loraplex_kv_cache_usage": ("Share of the KV cache in use.", lambda: engine.load_now().kv_cache_usage),
         }
@@ -50,10 +59,20 @@ class Metrics:
         self.generated_tokens += answer.completion_tokens
         self._generated.inc(answer.completion_tokens)
         self._prompt.inc(answer.prompt_tokens)
-        self._queue.observe(answer.queue_s)
+        tenant = self._tenants.label(answer.tenant, answer.prompt_tokens + answer.completion_tokens)
+        self._tenant_tokens.labels(tenant, "prompt").inc(answer.prompt_tokens)
+        self._tenant_tokens.labels(tenant, "generated").inc(answer.completion_tokens)
         self._wait.observe(answer.adapter_wait_s)
         if answer.completion_tokens:
             self._ttft.observe(answer.first_token_s)
+
+    def waited(self, outcome: Outcome, seconds: float) -> None:
+        """Count a wait for a place."""
+        self._queue.labels(outcome).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+        self._refused.labels(reason).inc()
 
     def adapter_loaded(self, seconds: float) -> None:
         """Count a load."""
@@ -66,3 +85,32 @@ class Metrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class Labels:
+    """Gives a name a label of its own once it has had its part of everything; all other names share the label "other".
+
+    At most `most` names ever get one, so that callers who invent names cannot fill the memory of whoever reads the metrics.
+    """
+
+    OTHER = "other"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._labels: set[str] = set()
+        self._amounts: dict[str, float] = {}  # of names without a label
+        self._total = 0.0
+
+    def label(self, name: str, amount: float) -> str:
+        """The label to count `amount` of `name` under."""
+        self._total += amount
+        if name in self._labels:
+            return name
+        self._amounts[name] = self._amounts.get(name, 0.0) + amount
+        if len(self._labels) < self._most and self._amounts[name] * self._most >= self._total:
+            self._labels.add(name)
+            del self._amounts[name]
+            return name
+        if len(self._amounts) > 10 * self._most:
+            del self._amounts[min(self._amounts, key=lambda other: self._amounts[other])]
+        return self.OTHER

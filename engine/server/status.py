@@ -11,6 +11,7 @@ from engine.errors import (
     InvalidAdapter,
     InvalidRequest,
     LoraplexError,
+    QuotaExceeded,
     Unavailable,
     VersionExists,
     WrongBase,
@@ -70,6 +71,9 @@ def _details(error: LoraplexError) -> list[message.Message]:
             ]
         case VersionExists() | WrongBase():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
+        case QuotaExceeded():
+            violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)
+            return [error_details_pb2.QuotaFailure(violations=[violation]), _retry(error.retry_after_s)]
         case Unavailable():
             return [_retry(error.retry_after_s)]
         case _:

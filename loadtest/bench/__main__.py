@@ -29,7 +29,7 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All four parts as they are without options, one after the other: about 18 minutes on two cores.
+    """All four parts as they are without options, one after the other: about 22 minutes on two cores.
 
     Examples:
       make bench ARGS="all"

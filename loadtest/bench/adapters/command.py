@@ -52,7 +52,7 @@ def adapters(
     """What a batch of many adapters costs: ours, vLLM's own, and PEFT, as a share of the base model's speed.
 
     Examples:
-      make bench ARGS="adapters"            the headline: about 7 minutes
+      make bench ARGS="adapters"            the headline: about ten minutes
       make bench ARGS="adapters --full"     ranks 8 to 64, 1 to 64 requests
       make bench ARGS="adapters --workloads decode --adapters 4,16 --rounds 7"
       make bench ARGS="adapters --contenders ours --ranks 8,64"

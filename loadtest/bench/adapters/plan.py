@@ -82,11 +82,10 @@ def _makes_sense(contender: str, mix: Mix, workload: Workload) -> bool:
 _COUNTS = tuple(map(Mix, (1, 4, 8, 16)))
 _BASE_TOO = Mix(4, base=True)
 _RANKS = (8, 16, 64)
-# Few long prompts tell as much as many: a CPU's step takes 512 tokens, two of them.
 HEADLINE = (
     Grid(kinds=("decode",), mixes=(*_COUNTS, _BASE_TOO)),
     Grid(PEFT, ("decode",)),
-    Grid(kinds=("prefill",), batches=(4,)),
+    Grid(kinds=("prefill",)),
     Grid(kinds=("mixed",)),
     Grid(kinds=("decode",), targets=("all-linear",)),
 )

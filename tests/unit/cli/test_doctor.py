@@ -26,10 +26,19 @@ def test_it_says_what_the_machine_is(model: Path, monkeypatch: pytest.MonkeyPatc
     assert code == 0
     assert set(checks) == {
         "Python", "processors", "memory", "GPU", "vLLM", "torch", "disk", "gRPC port", "HTTP port", "model", "registry",
+        "LoRA kernels",
     }  # fmt: skip
     assert "LlamaForCausalLM" in checks["model"]["found"]
     shown = call("doctor", "--model", model, "--no-generate")
     assert "ready to serve" in shown.out
+
+
+def test_which_lora_kernels(tmp_path: Path) -> None:
+    """The compiled ones are fine; their absence and vLLM's own are warned of."""
+    assert checkup.lora_kernels("auto", tmp_path, on_cpu=True).status == "ok"
+    assert checkup.lora_kernels("auto", None, on_cpu=False).status == "ok"
+    assert "compiler" in checkup.lora_kernels("auto", None, on_cpu=True).fix
+    assert "--lora-kernels auto" in checkup.lora_kernels("off", tmp_path, on_cpu=True).fix
 
 
 def test_it_generates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +48,24 @@ def test_it_generates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["generation"]["status"] == "ok"
     assert "4 tokens in" in checks["generation"]["found"]
     assert "'base'" in checks["generation"]["found"]
+
+
+def test_it_proves_isolation(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random adapters are mixed, and what was compared is said."""
+    monkeypatch.setenv("LORAPLEX_ENGINE", "fake")
+    code, checks = doctor(model, "--isolation", "--mixes", "3")
+    assert code == 0
+    assert "in 3 mixes of 8 adapters" in checks["isolation"]["found"]
+    assert "generation" not in checks
+
+
+def test_isolation_of_a_folder_that_is_no_adapter(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Says which, and what to give instead."""
+    monkeypatch.setenv("LORAPLEX_ENGINE", "fake")
+    code, checks = doctor(model, "--isolation", "--adapter", str(model))
+    assert code == 1
+    assert "adapter_config.json" in checks["isolation"]["found"]
+    assert "PEFT" in checks["isolation"]["fix"]
 
 
 def test_an_engine_that_does_not_start(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from engine.registry.fingerprint import read_base
 from engine.registry.manifest import Manifest
 from engine.registry.registry import Registry
 from engine.registry.store import Store
-from engine.runtime.admission import Admission
+from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import GenerationRequest, Generator
@@ -94,7 +94,7 @@ class World:
 
     def generator(self, max_running: int = 4, max_waiting: int = 4) -> Generator:
         """A generator with a residency of its own."""
-        return Generator(self.engine, self.catalog, Admission(max_running, max_waiting), self.residency())
+        return Generator(self.engine, self.catalog, Admission(Rules(max_running, max_waiting)), self.residency())
 
     async def publish(self, name: str) -> Manifest:
         """Publish another version of `name`."""

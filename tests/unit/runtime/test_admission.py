@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import math
 import random
+import time
+from typing import Any
 
 import pytest
 
-from engine.errors import Draining, Overloaded
-from engine.runtime.admission import Admission
+from engine.errors import Draining, LoraplexError, Overloaded, QuotaExceeded, WaitedTooLong
+from engine.runtime.admission import Admission, Asked, Rules
+
+
+def gate(max_running: int, max_waiting: int, **rules: Any) -> Admission:
+    """Admission with these limits."""
+    return Admission(Rules(max_running, max_waiting, **rules))
 
 
 class Crowd:
@@ -20,10 +29,10 @@ class Crowd:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.go: dict[str, asyncio.Event] = {}
 
-    async def add(self, name: str, priority: int = 0, places: int = 1) -> asyncio.Task[None]:
+    async def add(self, name: str, priority: int = 0, places: int = 1, **asked: Any) -> asyncio.Task[None]:
         """A request arrives."""
         self.go[name] = asyncio.Event()
-        self.tasks[name] = asyncio.create_task(self._hold(name, priority, places))
+        self.tasks[name] = asyncio.create_task(self._hold(name, Asked(priority=priority, places=places, **asked)))
         await self.settle()
         return self.tasks[name]
 
@@ -38,15 +47,15 @@ class Crowd:
         for _ in range(10):
             await asyncio.sleep(0)
 
-    async def _hold(self, name: str, priority: int, places: int) -> None:
-        async with self.admission.place(priority, places):
+    async def _hold(self, name: str, asked: Asked) -> None:
+        async with self.admission.place(asked):
             self.order.append(name)
             await self.go[name].wait()
 
 
 async def test_first_come_first_served() -> None:
     """Equal priorities go in order of arrival."""
-    crowd = Crowd(Admission(1, 10))
+    crowd = Crowd(gate(1, 10))
     for name in "abc":
         await crowd.add(name)
     await crowd.release("a", "b", "c")
@@ -55,7 +64,7 @@ async def test_first_come_first_served() -> None:
 
 async def test_priority_goes_first() -> None:
     """A higher priority overtakes who waits, and equal ones keep their order."""
-    crowd = Crowd(Admission(1, 10))
+    crowd = Crowd(gate(1, 10))
     await crowd.add("running")
     for name, priority in (("low", -5), ("normal", 0), ("high", 5), ("high too", 5)):
         await crowd.add(name, priority)
@@ -65,7 +74,7 @@ async def test_priority_goes_first() -> None:
 
 async def test_full_queue() -> None:
     """Past the bound one is told at once, with how many wait."""
-    admission = Admission(1, 2)
+    admission = gate(1, 2)
     crowd = Crowd(admission)
     for name in "abc":
         await crowd.add(name)
@@ -81,7 +90,7 @@ async def test_full_queue() -> None:
 
 async def test_no_queue_at_all() -> None:
     """max_waiting 0: run at once or be refused."""
-    crowd = Crowd(Admission(1, 0))
+    crowd = Crowd(gate(1, 0))
     await crowd.add("a")
     with pytest.raises(Overloaded):
         await (await crowd.add("b"))
@@ -90,7 +99,7 @@ async def test_no_queue_at_all() -> None:
 
 async def test_leaving_the_queue() -> None:
     """Who is cancelled while waiting gives the place in the queue back."""
-    admission = Admission(1, 1)
+    admission = gate(1, 1)
     crowd = Crowd(admission)
     await crowd.add("a")
     waiting = await crowd.add("b")
@@ -105,7 +114,7 @@ async def test_leaving_the_queue() -> None:
 
 async def test_cancelled_in_the_instant_of_admission() -> None:
     """A place that is handed to somebody who has just been cancelled goes to the next."""
-    admission = Admission(1, 5)
+    admission = gate(1, 5)
     crowd = Crowd(admission)
     await crowd.add("a")
     unlucky = await crowd.add("b")
@@ -122,7 +131,7 @@ async def test_cancelled_in_the_instant_of_admission() -> None:
 
 async def test_several_places() -> None:
     """A request for n answers takes n places, and a small one behind it does not overtake it for ever."""
-    admission = Admission(4, 10)
+    admission = gate(4, 10)
     crowd = Crowd(admission)
     await crowd.add("two", places=2)
     await crowd.add("three", places=3)
@@ -137,7 +146,7 @@ async def test_several_places() -> None:
 
 async def test_more_places_than_there_are() -> None:
     """A request for more places than there are takes them all, rather than waiting for ever."""
-    admission = Admission(2, 10)
+    admission = gate(2, 10)
     crowd = Crowd(admission)
     await crowd.add("sixteen", places=16)
     assert admission.running == 2
@@ -147,7 +156,7 @@ async def test_more_places_than_there_are() -> None:
 
 async def test_draining() -> None:
     """After drain new ones are refused, and who runs or waits already goes on."""
-    admission = Admission(1, 5)
+    admission = gate(1, 5)
     crowd = Crowd(admission)
     await crowd.add("a")
     await crowd.add("b")
@@ -164,12 +173,12 @@ async def test_draining() -> None:
 
 async def test_idle_from_the_start() -> None:
     """Nothing runs, nothing to wait for."""
-    await asyncio.wait_for(Admission(1, 1).until_idle(), 1)
+    await asyncio.wait_for(gate(1, 1).until_idle(), 1)
 
 
 async def test_idle_when_the_last_waiter_leaves() -> None:
     """Idle is noticed when the last one finishes although somebody who waited had left."""
-    admission = Admission(1, 5)
+    admission = gate(1, 5)
     crowd = Crowd(admission)
     await crowd.add("a")
     (await crowd.add("b")).cancel()
@@ -179,9 +188,9 @@ async def test_idle_when_the_last_waiter_leaves() -> None:
 
 async def test_error_inside_gives_the_place_back() -> None:
     """A request that fails gives its places back."""
-    admission = Admission(2, 0)
+    admission = gate(2, 0)
     with pytest.raises(RuntimeError):
-        async with admission.place(places=2):
+        async with admission.place(Asked(places=2)):
             raise RuntimeError
     assert admission.running == 0
 
@@ -189,13 +198,13 @@ async def test_error_inside_gives_the_place_back() -> None:
 @pytest.mark.parametrize("seed", range(5))
 async def test_nothing_is_lost_in_a_crowd(seed: int) -> None:
     """Hundreds of requests of all sizes, many of them cancelled: never too many at once, and all places come back."""
-    admission = Admission(5, 1000)
+    admission = gate(5, 1000)
     random_ = random.Random(seed)
     finished: list[int] = []
 
     async def request(number: int) -> None:
-        async with admission.place(random_.randint(-2, 2), random_.randint(1, 7)):
-            assert admission.running <= admission.max_running
+        async with admission.place(Asked(priority=random_.randint(-2, 2), places=random_.randint(1, 7))):
+            assert admission.running <= admission.rules.max_running
             await asyncio.sleep(random_.random() / 1000)
             finished.append(number)
 
@@ -206,4 +215,151 @@ async def test_nothing_is_lost_in_a_crowd(seed: int) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     assert len(finished) == sum(not task.cancelled() for task in tasks) >= 200
     assert (admission.running, admission.waiting) == (0, 0)
+    await asyncio.wait_for(admission.until_idle(), 1)
+
+
+async def test_refused_in_the_queue() -> None:
+    """Who is pushed out of a full queue learns it where it waits, as its own quota."""
+    crowd = Crowd(gate(1, 2))
+    for name in "ab":
+        await crowd.add(name, tenant="flood")
+    pushed_out = await crowd.add("c", tenant="flood")
+    await crowd.add("d", tenant="quiet")
+    with pytest.raises(QuotaExceeded):
+        await pushed_out
+    await crowd.release("a", "b", "d")
+    assert sorted(crowd.order) == ["a", "b", "d"]
+    await asyncio.wait_for(crowd.admission.until_idle(), 1)
+
+
+async def test_cancelled_in_the_instant_of_refusal() -> None:
+    """Who gives up in the same instant leaves no error that nobody looks at."""
+    lost: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    crowd = Crowd(gate(1, 2))
+    for name in "ab":
+        await crowd.add(name, tenant="flood")
+    pushed_out = await crowd.add("c", tenant="flood")
+    crowd.go["d"] = asyncio.Event()
+    coming = asyncio.create_task(crowd._hold("d", Asked("quiet")))
+    while not any(future.done() for future in crowd.admission._futures.values()):
+        await asyncio.sleep(0)
+    pushed_out.cancel()
+    await crowd.settle()
+    assert pushed_out.cancelled()
+    await crowd.release("a", "b", "d")
+    await coming
+    gc.collect()
+    assert not lost
+    assert (crowd.admission.running, crowd.admission.waiting) == (0, 0)
+
+
+async def test_waiting_too_long() -> None:
+    """The age limit ends a wait although nothing else happens."""
+    crowd = Crowd(gate(1, 5, max_wait_s=0.05))
+    await crowd.add("a")
+    waiting = [await crowd.add(name) for name in "bc"]
+    for task in waiting:
+        with pytest.raises(WaitedTooLong):
+            await asyncio.wait_for(task, 1)
+    await crowd.release("a")
+    assert crowd.order == ["a"]
+
+
+class Slot:
+    """Room for one adapter."""
+
+    def __init__(self) -> None:
+        self.capacity = 1
+        self.claimed: set[str] = set()
+
+    def is_resident(self, digest: str) -> bool:
+        """Never."""
+        return False
+
+
+async def test_a_claim_that_goes_wakes_who_waited_for_it() -> None:
+    """When a pin or a promotion lets go of a slot, whoever waits for it is let in at once."""
+    crowd, slot = Crowd(gate(5, 5)), Slot()
+    crowd.admission.follow(slot)
+    slot.claimed = {"pinned"}
+    await crowd.add("a", adapter="x")
+    assert crowd.order == []
+    slot.claimed = set()
+    crowd.admission.wake()
+    await crowd.settle()
+    assert crowd.order == ["a"]
+    await crowd.release("a")
+
+
+class Observed:
+    """Writes down what admission tells."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.reasons: list[str] = []
+
+    def waited(self, outcome: str, seconds: float) -> None:
+        """One wait more."""
+        assert seconds >= 0
+        self.outcomes.append(outcome)
+
+    def refused(self, reason: str) -> None:
+        """One refusal more."""
+        self.reasons.append(reason)
+
+
+async def test_every_wait_is_told_once() -> None:
+    """The observer hears how each request's wait ended, and why one was refused."""
+    observed = Observed()
+    crowd = Crowd(Admission(Rules(1, 1), observed))
+    await crowd.add("a")
+    (await crowd.add("b")).cancel()
+    await crowd.settle()
+    await crowd.add("c")
+    with pytest.raises(Overloaded):
+        await (await crowd.add("d"))
+    crowd.admission.drain()
+    with pytest.raises(Draining):
+        await (await crowd.add("e"))
+    await crowd.release("a", "c")
+    assert observed.outcomes == ["admitted", "cancelled", "refused", "refused", "admitted"]
+    assert observed.reasons == ["OVERLOADED", "DRAINING"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_nothing_is_lost_among_tenants_and_adapters(seed: int) -> None:
+    """The same with tenants, adapters, two slots and limits: everybody is served, refused or gone, and nothing stays."""
+    admission, slot = gate(5, 40, max_waiting_per_tenant=30, max_adapter_wait_s=0.005, max_wait_s=0.3), Slot()
+    slot.capacity = 2
+    admission.follow(slot)
+    random_ = random.Random(seed)
+    on_adapters: list[str] = []
+    served: list[int] = []
+
+    async def request(number: int) -> None:
+        await asyncio.sleep(random_.random() / 10)
+        adapter = random_.choice([None, "1", "2", "3", "4"])
+        deadline = random_.choice([math.inf, time.monotonic() + 0.05])
+        asked = Asked(random_.choice("abc"), adapter, random_.randint(-2, 2), random_.randint(1, 7), deadline=deadline)
+        async with admission.place(asked) as place:
+            on_adapters.extend([adapter] if adapter else [])
+            try:
+                assert len(set(on_adapters)) <= 2
+                place.served(5)
+                await asyncio.sleep(random_.random() / 500)
+            finally:
+                if adapter:
+                    on_adapters.remove(adapter)
+        served.append(number)
+
+    tasks = [asyncio.create_task(request(number)) for number in range(200)]
+    for task in random_.sample(tasks, 60):
+        await asyncio.sleep(0.001)
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(served) == ends.count(None) > 50
+    assert all(end is None or isinstance(end, (LoraplexError, asyncio.CancelledError)) for end in ends)
+    assert (admission.running, admission.waiting, admission.running_adapters) == (0, 0, 0)
+    assert not admission._futures
     await asyncio.wait_for(admission.until_idle(), 1)

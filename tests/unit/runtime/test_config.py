@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import Settings, load_settings
+from engine.config import Settings, load_settings, parse_weights
 from engine.errors import BadConfiguration
 
 
@@ -82,6 +82,14 @@ def test_unknown_flag() -> None:
         ("dtype", "int8"),
         ("log_level", "loud"),
         ("registry", "ftp://somewhere"),
+        ("tenant_weights", "gold"),
+        ("tenant_weights", "gold=many"),
+        ("tenant_weights", "gold=0"),
+        ("tenant_weights", "gold=nan"),
+        ("tenant_weights", "a=1,a=2"),
+        ("tenant_weights", "../x=1"),
+        ("max_wait_s", 0),
+        ("max_adapter_wait_s", 0),
     ],
 )
 def test_wrong_value(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +99,12 @@ def test_wrong_value(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(f"LORAPLEX_{name.upper()}", str(value))
     with pytest.raises(BadConfiguration, match=name):
         load_settings()
+
+
+def test_tenant_weights() -> None:
+    """Weights are a list of names and numbers; left out, there are none."""
+    assert parse_weights(load_settings(tenant_weights="gold=4, batch=0.5").tenant_weights) == {"gold": 4, "batch": 0.5}
+    assert parse_weights(load_settings().tenant_weights) == {}
 
 
 def test_every_wrong_value_is_told() -> None:

@@ -97,6 +97,14 @@ async def test_one_place_stays_unpinned(world: World, three: list[Manifest]) -> 
         await residency.pin(b)
 
 
+async def test_pins_at_the_same_time(world: World, three: list[Manifest]) -> None:
+    """Pins that come together leave one place free too."""
+    residency = world.residency(capacity=2)
+    ends = await asyncio.gather(residency.pin(three[0]), residency.pin(three[1]), return_exceptions=True)
+    assert [type(end) for end in ends].count(NotAllowedNow) == 1
+    assert len(residency.claimed) == 1
+
+
 async def test_one_load_for_many_callers(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
     """Callers who come while a version is being loaded wait for that load."""
     residency = world.residency()

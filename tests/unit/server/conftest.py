@@ -39,6 +39,7 @@ class Refusal:
     resource: error_details_pb2.ResourceInfo | None = None
     retry_s: float | None = None
     pushback_ms: int | None = None
+    quota: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> Refusal:
@@ -57,6 +58,7 @@ class Refusal:
     def _add(self, detail: Any) -> None:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         resource, retry = error_details_pb2.ResourceInfo(), error_details_pb2.RetryInfo()
+        quota = error_details_pb2.QuotaFailure()
         if detail.Unpack(info):
             assert info.domain == "loraplex"
             self.reason, self.metadata = info.reason, dict(info.metadata)
@@ -64,6 +66,8 @@ class Refusal:
             self.violations = {one.field: one.description for one in bad.field_violations}
         elif detail.Unpack(resource):
             self.resource = resource
+        elif detail.Unpack(quota):
+            self.quota = {one.subject: one.description for one in quota.violations}
         elif detail.Unpack(retry):
             self.retry_s = retry.retry_delay.ToTimedelta().total_seconds()
 

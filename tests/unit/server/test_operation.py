@@ -28,6 +28,7 @@ from engine.client.testing import FakeServer, fake_server
 from engine.errors import AddressInUse, BaseModelIncomplete, BaseModelNotFound
 from engine.runtime.fake import FakeEngine
 from engine.server.app import SERVICES, App
+from engine.server.metrics import Labels
 from tests.unit.server.conftest import (
     Stubs,
     all_of,
@@ -223,7 +224,7 @@ async def test_metrics() -> None:
     with fake_server() as server:
         await asyncio.to_thread(server.publish, "support")
         async with stubs_to(server.target) as stubs:
-            answer = await stubs.generation.Generate(ask(adapter="support"))
+            answer = await stubs.generation.Generate(ask(adapter="support"), metadata=(("x-loraplex-tenant", "gold"),))
             await refused(stubs.generation.Generate(ask(adapter="nobody")))
         status, page = await http(server.app, "/metrics")
     assert status == 200
@@ -238,8 +239,24 @@ async def test_metrics() -> None:
     assert found["loraplex_generated_tokens_total", "", ""] == answer.usage.completion_tokens
     assert found["loraplex_adapter_load_seconds_count", "", ""] == 1
     assert found["loraplex_ttft_seconds_count", "", ""] == 1
+    assert b'loraplex_queue_seconds_count{outcome="admitted"} 1.0' in page.encode()
+    assert b'loraplex_tenant_tokens_total{kind="prompt",tenant="gold"} 2.0' in page.encode()
+    assert found["loraplex_running_adapters", "", ""] == 0
     assert found["loraplex_running", "", ""] == 0
     assert found["loraplex_resident_adapters", "", ""] == 1
+
+
+def test_labels_are_bounded() -> None:
+    """However many names callers invent, few get a label; one with its part of everything gets one, and keeps it."""
+    labels = Labels(most=3)
+    assert labels.label("first", 100) == "first"
+    assert {labels.label(f"name-{number}", 1) for number in range(1000)} == {"other"}
+    assert labels.label("large", 1000) == "large"
+    assert labels.label("first", 0) == "first"
+    assert len(labels._amounts) <= 31
+    for number in range(10):
+        labels.label(f"large-{number}", 10**6)
+    assert len(labels._labels) == 3
 
 
 @pytest.mark.parametrize("which", ["port", "http_port"])

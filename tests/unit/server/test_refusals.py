@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -301,6 +303,81 @@ async def test_overload() -> None:
             assert refusal.pushback_ms == 1000
             for stream in (first, second):
                 assert "".join(message.text for message in await stream) == "base heard: hi"
+
+
+@asynccontextmanager
+async def busy(stubs: Stubs, tenant: str, count: int) -> AsyncIterator[None]:
+    """So many endless streams of a tenant, which end with the block."""
+    request = pb.GenerateStreamRequest(request=endless())
+    streams = [stubs.generation.GenerateStream(request, metadata=of(tenant)) for _ in range(count)]
+    reading = asyncio.gather(*(first_of(stream) for stream in streams), return_exceptions=True)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.cancel()
+        await reading
+
+
+def of(tenant: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that names a tenant."""
+    return (("x-loraplex-tenant", tenant),)
+
+
+async def test_a_tenants_quota() -> None:
+    """Past its own limit a tenant is told that it is its own, and when to come back; others still queue."""
+    with fake_server(max_running=1, max_waiting_per_tenant=1) as server:
+        engine_of(server).token_interval_s = 0.005
+        async with stubs_to(server.target) as stubs:
+            async with busy(stubs, "loud", 2):
+                await until(lambda: server.app.admission.waiting == 1)
+                refusal = await refused(stubs.generation.Generate(ask(), timeout=5, metadata=of("loud")))
+                assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+                assert refusal.retry_s == 1.0
+                assert refusal.pushback_ms is None, "gRPC must not retry this by itself"
+                assert list(refusal.quota) == ["loud"]
+                quiet = asyncio.ensure_future(stubs.generation.Generate(ask(), metadata=of("quiet")))
+                await until(lambda: server.app.admission.waiting == 2)
+            assert (await quiet).completions[0].text == "base heard: hi"
+
+
+async def test_waiting_too_long() -> None:
+    """No place within the limit: UNAVAILABLE, as it is our capacity."""
+    with fake_server(max_running=1, max_wait_s=0.1) as server:
+        engine_of(server).token_interval_s = 0.005
+        async with stubs_to(server.target) as stubs, busy(stubs, "a", 1):
+            await until(lambda: server.app.admission.running == 1)
+            refusal = await refused(stubs.generation.Generate(ask(), timeout=5))
+            assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "WAITED_TOO_LONG")
+            assert refusal.retry_s is not None
+            assert refusal.pushback_ms is not None
+
+
+async def test_a_deadline_that_cannot_be_met() -> None:
+    """Who would be answered too late is told at once, while who has the time waits."""
+    with fake_server(max_running=1) as server:
+        engine_of(server).token_interval_s = 0.01
+        async with stubs_to(server.target) as stubs:
+            for _ in range(8):
+                await stubs.generation.Generate(ask(max_tokens=10))
+            async with busy(stubs, "a", 4):
+                await until(lambda: server.app.admission.waiting == 3)
+                started = time.monotonic()
+                refusal = await refused(stubs.generation.Generate(ask(max_tokens=10), timeout=0.2))
+                assert time.monotonic() - started < 0.15
+                assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "DEADLINE_UNREACHABLE")
+                assert refusal.retry_s is not None
+                patient = asyncio.ensure_future(stubs.generation.Generate(ask(max_tokens=10), timeout=20))
+                await until(lambda: server.app.admission.waiting == 4)
+            assert (await patient).completions[0].text
+
+
+@pytest.mark.parametrize("name", ["", " ", "-x", "a b", "x" * 65, "../x"])
+async def test_malformed_tenant(stubs: Stubs, name: str) -> None:
+    """A tenant's name that could not be one is a bad field, not another tenant."""
+    refusal = await refused(stubs.generation.Generate(ask(), metadata=of(name)))
+    assert refusal.code is Code.INVALID_ARGUMENT
+    assert list(refusal.violations) == ["x-loraplex-tenant"]
 
 
 async def test_too_many_calls() -> None:
