@@ -91,14 +91,16 @@ class Running:
 
     async def stop(self) -> None:
         """End it politely, then whatever it has left behind: vLLM's own processes outlive a parent that was killed."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()  # whoever answers questions ends with them
-        elif self.process.returncode is None:
-            self.process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.process.wait(), _STOP_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        try:
+            if self.process.stdin is not None:
+                self.process.stdin.close()  # whoever answers questions ends with them
+            elif self.process.returncode is None:
+                self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), _STOP_S)
+        finally:  # also when the benchmark itself is told to end for the second time
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
         await self.process.communicate()
 
 
@@ -160,12 +162,14 @@ def free_port() -> int:
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, but a SIGTERM cancels the work as Ctrl-C does, so that what was started is ended."""
+    """asyncio.run, but a SIGTERM cancels the work as Ctrl-C does, so that what was started is ended.
+
+    A second one changes nothing: `timeout` sends two, and ending what was started takes a while.
+    """
 
     async def cancellable() -> T:
-        task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
+        return await task
 
     return asyncio.run(cancellable())

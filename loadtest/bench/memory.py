@@ -106,17 +106,8 @@ def table(costs: Sequence[Cost]) -> Table:
     base, *others = costs
     made = Table(title="Adapter slots: memory and start-up", title_justify="left", box=None, pad_edge=False)
     for heading in (
-        "slots",
-        "rank",
-        "start",
-        "above base",
-        "memory",
-        "above base",
-        "slots full",
-        "above base",
-        "each",
-        "its weights",
-    ):
+        "slots", "rank", "start", "above base", "memory", "above base", "slots full", "above base", "each", "weights",
+    ):  # fmt: skip
         made.add_column(heading, justify="right", no_wrap=True)
     made.add_row(
         "none",

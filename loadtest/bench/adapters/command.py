@@ -61,7 +61,7 @@ def adapters(
     usual: rank 16 on the attention layers, 4 adapters, 16 requests, all
     workloads, contenders base, ours and stock.
 
-    decode   the rate of tokens once all requests generate
+    decode   the rate of tokens at the median step of a full batch
     prefill  the rate at which prompts of 256 tokens are read
     mixed    one request in eight is such a prompt, and arrives while
              the others generate; the rate of all tokens

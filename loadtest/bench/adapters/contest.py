@@ -52,6 +52,7 @@ class Contest:
         try:
             for stage in stages:
                 await self._start(stage)
+                self.measured |= {entry: [] for entry in stage.entries}
                 for number in range(self.conditions.rounds + 1):
                     for entries in stage.by_workload().values():
                         await self._round(entries, number)
@@ -109,7 +110,7 @@ class Contest:
     def _keep(self, entry: Entry, number: int, reply: dict[str, Any], bases: Sequence[dict[str, Any]]) -> None:
         if number:
             base = statistics.fmean(base["tokens_per_s"] for base in bases or [reply])
-            self.measured.setdefault(entry, []).append(reply | {"base_tokens_per_s": base})
+            self.measured[entry].append(reply | {"base_tokens_per_s": base})
 
     async def _stop(self, names: Sequence[str]) -> None:
         await asyncio.gather(*(self._running.pop(name).stop() for name in names))

@@ -1,6 +1,6 @@
 """What is asked: the same random prompts of every contender, and what is measured about the answers.
 
-decode   short prompts, all at once; the rate from when all of them generate, so that prefill is not in it
+decode   short prompts, all at once; the rate at the median step in which all of them generate
 prefill  long prompts, one token each; the rate at which prompts are read
 mixed    most generate, and long prompts keep coming; the rate of all tokens, read and written
 """
@@ -8,8 +8,10 @@ mixed    most generate, and long prompts keep coming; the rate of all tokens, re
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from loadtest.measures import Sample, Summary, summarize
@@ -82,16 +84,21 @@ class Workload:
 
 
 def decode_rate(samples: Sequence[Sample]) -> float:
-    """Tokens per second of all requests together, once the last of them has its first token: prefill is not in it.
+    """Tokens per second of all requests together at the median step, once the last of them has its first token.
 
-    It is the sum of the requests' own rates: tokens of one step reach their requests one after the other, so that a window
-    common to all would cut steps apart. Raises ValueError when a request has fewer than two tokens left by then.
+    The median, because a step that another program has held up says nothing about a contender, and a few dozen steps of one
+    batch are all alike otherwise; the p99 of ITL shows the rest. Raises ValueError when a request has fewer than two tokens
+    left by then.
     """
     begin = max(sample.token_times[0] for sample in samples)
     moments = [[moment for moment in sample.token_times if moment > begin] for sample in samples]
     if min(map(len, moments)) < 2:
         raise ValueError("the requests hardly generated together: ask for longer answers")
-    return sum((len(times) - 1) / (times[-1] - times[0]) for times in moments)
+    return sum(1 / _median_gap(times) for times in moments)
+
+
+def _median_gap(moments: Sequence[float]) -> float:
+    return statistics.median(after - before for before, after in pairwise(moments))
 
 
 def measure(kind: Kind, asks: Sequence[Ask], samples: Sequence[Sample]) -> dict[str, float]:
@@ -140,8 +147,8 @@ def measure_steps(kind: Kind, steps: Sequence[Step]) -> dict[str, float]:
     samples = [Sample(step.started, step.moments) for step in steps for _ in range(step.rows)]
     summary = summarize(samples)
     if kind == "decode":
-        tokens = sum(step.rows * (len(step.moments) - 1) for step in steps)
-        seconds = sum(step.moments[-1] - step.moments[0] for step in steps)
+        tokens = sum(step.rows for step in steps)
+        seconds = sum(_median_gap(step.moments) for step in steps)
     else:
         tokens = sum(step.rows * step.prompt_tokens for step in steps)
         seconds = sum(step.moments[0] - step.started for step in steps)

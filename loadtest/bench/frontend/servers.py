@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -24,7 +26,7 @@ def _lora(spec: EngineSpec) -> Lora:
 
 
 async def start_loraplex(spec: EngineSpec, scratch: Path) -> Running:
-    """`loraplex serve`, ready when its health says SERVING."""
+    """`loraplex serve`, ready when its health says SERVING. Raises ContenderDied."""
     port = free_port()
     lora = _lora(spec)
     command = [
@@ -35,10 +37,12 @@ async def start_loraplex(spec: EngineSpec, scratch: Path) -> Running:
     ]  # fmt: skip
     running = await start("loraplex serve", command, spec.environment(), scratch, piped=False)
     running.port = port
-    async with AsyncClient(f"127.0.0.1:{port}") as client:
-        await client.wait_ready(timeout_s=_START_S)
-    running.ready()
-    return running
+
+    async def serving() -> None:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            await client.wait_ready(timeout_s=_START_S)
+
+    return await _until(serving(), running)
 
 
 async def start_vllm_serve(spec: EngineSpec, scratch: Path) -> Running:
@@ -55,12 +59,30 @@ async def start_vllm_serve(spec: EngineSpec, scratch: Path) -> Running:
     environment = spec.environment() | ({"TORCHDYNAMO_DISABLE": "1"} if on_cpu() else {})
     running = await start("vllm serve", command, environment, scratch, piped=False)
     running.port = port
-    async with aiohttp.ClientSession() as session:
-        while not await _healthy(session, port):
-            if running.process.returncode is not None or running.age_s > _START_S:
-                await running.stop()
-                raise running.died("did not start")
-            await asyncio.sleep(0.1)
+
+    async def healthy() -> None:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                if await _healthy(session, port):
+                    return
+                await asyncio.sleep(0.1)
+
+    return await _until(healthy(), running)
+
+
+async def _until(ready: Coroutine[Any, Any, None], running: Running) -> Running:
+    """Wait until a server is ready; one that ends before, or takes too long, is stopped. Raises ContenderDied."""
+    waiting, ended = asyncio.ensure_future(ready), asyncio.ensure_future(running.process.wait())
+    try:
+        await asyncio.wait((waiting, ended), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done() or waiting.exception() is not None:
+            raise running.died("did not start")
+    except BaseException:
+        await running.stop()
+        raise
+    finally:
+        waiting.cancel()
+        ended.cancel()
     running.ready()
     return running
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtest.bench.adapters import contest
 from loadtest.bench.adapters.contest import Conditions, Contest
 from loadtest.bench.adapters.plan import BASE, OURS, PEFT, Grid, stages
-from loadtest.bench.child import ContenderDied, Running, start_module
+from loadtest.bench.child import ContenderDied, Running, start, start_module
 from loadtest.bench.memory import pss_mib
 
 FAKE = "tests.unit.bench.fake_contender"
@@ -58,6 +63,48 @@ async def test_one_that_goes_silent_is_named(tmp_path: Path) -> None:
             await running.answer(timeout_s=0.01)
     finally:
         await running.stop()
+
+
+async def test_a_stop_that_is_cancelled_still_ends_the_process(tmp_path: Path) -> None:
+    """`timeout` sends its signal twice: nothing may outlive the second either."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    running = await start("vllm serve", [sys.executable, "-c", stubborn], {}, tmp_path, piped=False)
+    while "up" not in running.log.read_text():
+        await asyncio.sleep(0.01)
+    stopping = asyncio.ensure_future(running.stop())
+    await asyncio.sleep(0.05)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert await asyncio.wait_for(running.process.wait(), 5) == -9
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_the_benchmark_ends_what_it_started_when_it_is_told_to_end(signals: int, tmp_path: Path) -> None:
+    """By SIGTERM, once or twice; its child is gone when it is gone."""
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom loadtest.bench.child import run_until_signal, start\n"
+        "async def work():\n"
+        "    command = [sys.executable, '-c', 'import time; time.sleep(20)']\n"
+        "    child = await start('child', command, {}, Path(sys.argv[1]), piped=False)\n"
+        "    print(child.pid, flush=True)\n"
+        "    try: await asyncio.sleep(60)\n"
+        "    finally: await child.stop()\n"
+        "run_until_signal(work())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as bench:
+        child = int((bench.stdout or sys.stdin.buffer).readline())
+        for _ in range(signals):
+            bench.send_signal(signal.SIGTERM)
+        for _ in range(100):
+            if not psutil.pid_exists(child):
+                break
+            time.sleep(0.05)
+        bench.kill()
+    assert not psutil.pid_exists(child)
 
 
 async def test_a_contest_asks_everybody_the_same_round_by_round(

@@ -62,6 +62,12 @@ def test_a_step_that_reaches_its_requests_one_by_one_is_not_cut() -> None:
     assert decode_rate(samples) == pytest.approx(16 / 0.05)
 
 
+def test_a_step_that_was_held_up_does_not_count() -> None:
+    """The machine's hiccup is not the contender's speed."""
+    moments = [1.0, 1.1, 1.2, 1.3, 2.3, 2.4, 2.5]
+    assert decode_rate([Sample(0.0, moments)]) == pytest.approx(10.0)
+
+
 def test_answers_too_short_to_tell_are_refused() -> None:
     """Rather than a rate of nothing."""
     with pytest.raises(ValueError, match="longer answers"):
@@ -90,9 +96,9 @@ def test_a_failed_request_fails_the_measurement() -> None:
 
 
 def test_batches_one_after_the_other_add_their_times() -> None:
-    """Two groups of two rows, 10 and 5 steps a second: 8 tokens in 0.6 s of decoding."""
+    """Two groups of two rows, 10 and 5 steps a second: 4 tokens in every 0.3 s of decoding."""
     steps = [Step(2, 8, 0.0, [1.0, 1.1, 1.2]), Step(2, 8, 2.0, [3.0, 3.2, 3.4])]
-    assert measure_steps("decode", steps)["tokens_per_s"] == pytest.approx(8 / 0.6)
+    assert measure_steps("decode", steps)["tokens_per_s"] == pytest.approx(4 / 0.3)
     assert measure_steps("prefill", steps)["tokens_per_s"] == pytest.approx(32 / 2.0)
 
 
