@@ -42,7 +42,3 @@ class Aliases:
             else:
                 allowed.add(move.version)
         return {f"{name}@{version}" for version in allowed if version}
-
-    def known(self) -> set[str]:
-        """All versions that can be named."""
-        return set(self.digests)

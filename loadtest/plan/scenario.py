@@ -21,7 +21,6 @@ from loadtest.plan.strict import Strict, checked, nearest, read_yaml
 from loadtest.plan.values import Seconds, Share
 
 Length = Annotated[str, BeforeValidator(str), AfterValidator(lengths.valid)]
-ADAPTER_ACTIONS = ("publish", "publish_bad", "promote", "rollback", "preload", "unload")
 SERVER_ACTIONS = ("kill", "stop", "break_registry")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from loadtest.drive.case import Result, Site
 from loadtest.errors import Exit
-from loadtest.judge.statistics import wilson
 from loadtest.judge.verdict import Verdict, cost_per_million, overall, replicas
 
 VERSION = 1
@@ -113,12 +112,10 @@ def _case(result: Result) -> dict[str, Any]:
 def _references(site: Site) -> dict[str, Any] | None:
     if site.references is None:
         return None
-    pairs = len(site.references.who)
     return {
         "answerers": site.references.who,
         "prompts": len(site.references.prompts),
         "power": site.references.power,
-        "power_interval": list(wilson(round(site.references.power * pairs), pairs)),
         "floor": site.references.floor,
         "unstable": site.references.unstable,
     }
