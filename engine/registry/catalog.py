@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from engine.errors import AdapterNotFound, CorruptVersion, LoraplexError
 from engine.registry.aliases import aliases_now, select_version
+from engine.registry.canary import Canary, canary_now
 from engine.registry.layout import Inventory
 from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef, nearest
@@ -28,10 +30,16 @@ class AdapterView:
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     history: tuple[AliasChange, ...] = ()
 
-    @property
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Which version each alias names."""
         return aliases_now(self.history)
+
+    @cached_property
+    def canary(self) -> Canary | None:
+        """The canary that stands, if its version is there."""
+        canary = canary_now(self.name, self.history)
+        return canary if canary and canary.version in self.manifests else None
 
 
 class Catalog:
@@ -54,6 +62,13 @@ class Catalog:
         """Return the version that `ref` names; raises AdapterNotFound with the nearest names that do exist."""
         view = self.adapter(ref.name)
         return view.manifests[select_version(ref, view.manifests, view.aliases)]
+
+    def route(self, ref: AdapterRef, key: str = "") -> Manifest:
+        """Return the version that answers a request for `ref`: a bare name's canary takes its share of the routing keys."""
+        canary = self.adapter(ref.name).canary if ref.bare else None
+        if canary and canary.takes(key):
+            return self.resolve(AdapterRef(ref.name, canary.version))
+        return self.resolve(ref)
 
     def adapter(self, name: str) -> AdapterView:
         """Return one adapter; raises AdapterNotFound with the nearest names."""

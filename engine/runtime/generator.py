@@ -35,7 +35,8 @@ class Prompt:
 class GenerationRequest:
     """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
 
-    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer.
+    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. The same `routing_key` always gets
+    the same side of a canary.
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ANONYMOUS
     deadline: float = math.inf
+    routing_key: str = ""
 
 
 @dataclass
@@ -92,7 +94,7 @@ class Generator:
         The version is resolved here, once: an alias that moves later changes nothing for this request.
         """
         arrived = time.monotonic()
-        manifest = self.catalog.resolve(request.adapter) if request.adapter else None
+        manifest = self.catalog.route(request.adapter, request.routing_key) if request.adapter else None
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
