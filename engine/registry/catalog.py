@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from engine.errors import AdapterNotFound, CorruptVersion, LoraplexError
 from engine.registry.aliases import aliases_now, select_version
@@ -19,6 +20,7 @@ from engine.registry.subscription import AliasMoved_, Deleted, Event, Published,
 
 _log = logging.getLogger(__name__)
 
+Side = Literal["current", "canary"]
 Trouble = tuple[str, LoraplexError]  # what follows from an error, and the error
 
 
@@ -42,6 +44,14 @@ class AdapterView:
         return canary if canary and canary.version in self.manifests else None
 
 
+@dataclass(frozen=True)
+class Route:
+    """The version that answers, and which side of a canary that is; None when none stands or the name is not bare."""
+
+    manifest: Manifest
+    side: Side | None = None
+
+
 class Catalog:
     """All names, versions and aliases in memory, as of the last `refresh`."""
 
@@ -63,12 +73,14 @@ class Catalog:
         view = self.adapter(ref.name)
         return view.manifests[select_version(ref, view.manifests, view.aliases)]
 
-    def route(self, ref: AdapterRef, key: str = "") -> Manifest:
+    def route(self, ref: AdapterRef, key: str = "") -> Route:
         """Return the version that answers a request for `ref`: a bare name's canary takes its share of the routing keys."""
         canary = self.adapter(ref.name).canary if ref.bare else None
-        if canary and canary.takes(key):
-            return self.resolve(AdapterRef(ref.name, canary.version))
-        return self.resolve(ref)
+        if canary is None:
+            return Route(self.resolve(ref))
+        if canary.takes(key):
+            return Route(self.resolve(AdapterRef(ref.name, canary.version)), "canary")
+        return Route(self.resolve(ref), "current")
 
     def adapter(self, name: str) -> AdapterView:
         """Return one adapter; raises AdapterNotFound with the nearest names."""
@@ -160,4 +172,4 @@ def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]
     return events
 
 
-__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Subscription"]
+__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Route", "Side", "Subscription"]

@@ -165,7 +165,7 @@ class App:
             load_timeout_s=settings.load_timeout_s,
             observer=self.metrics,
         )
-        self.generator = Generator(self.engine, self.catalog, self.admission, residency)
+        self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
         limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
         adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)

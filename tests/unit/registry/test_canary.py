@@ -77,10 +77,11 @@ async def test_only_bare_names_are_shared_out(published: Registry) -> None:
     await published.set_canary("support", "v2", 1.0)
     catalog = Catalog(published)
     await catalog.refresh()
-    assert catalog.route(BARE, "key").version == "v2"
+    assert catalog.route(BARE, "key").manifest.version == "v2"
+    assert (catalog.route(BARE).side, catalog.route(AdapterRef.parse("support@v2")).side) == ("canary", None)
     assert catalog.resolve(BARE).version == "v1"  # to promote, pin or load "support" is about what is current
     for ref, version in (("current", "v1"), ("canary", "v2"), ("v3", "v3"), ("v1", "v1")):
-        assert catalog.route(AdapterRef.parse(f"support@{ref}"), "key").version == version
+        assert catalog.route(AdapterRef.parse(f"support@{ref}"), "key").manifest.version == version
 
 
 async def test_every_server_decides_alike(published: Registry, store: Store) -> None:
@@ -88,7 +89,7 @@ async def test_every_server_decides_alike(published: Registry, store: Store) -> 
     await published.set_canary("support", "v2", 0.4)
     ours, theirs = Catalog(published), Catalog(Registry(store))
     await asyncio.gather(ours.refresh(), theirs.refresh())
-    sides = [catalog.route(BARE, key).version for key in KEYS[:300] for catalog in (ours, theirs)]
+    sides = [catalog.route(BARE, key).manifest.version for key in KEYS[:300] for catalog in (ours, theirs)]
     assert sides[::2] == sides[1::2]
     assert set(sides) == {"v1", "v2"}
 
@@ -156,7 +157,9 @@ async def test_a_version_on_trial_cannot_be_deleted(published: Registry) -> None
     )
     catalog = Catalog(published)
     await catalog.refresh()
-    assert {catalog.route(BARE, key).version for key in KEYS[:50]} <= set(catalog.adapters["support"].manifests)
+    assert {catalog.route(BARE, key).manifest.version for key in KEYS[:50]} <= set(
+        catalog.adapters["support"].manifests
+    )
 
 
 async def test_a_damaged_weight_is_not_obeyed(published: Registry, store: Store) -> None:

@@ -14,7 +14,7 @@ from engine.client import AsyncClient
 from engine.client.testing import FakeServer, fake_server
 from engine.errors import InvalidAdapter
 from engine.registry.canary import Canary
-from tests.unit.server.conftest import Stubs, all_of, ask, engine_of, first_of, refused, until
+from tests.unit.server.conftest import Stubs, all_of, ask, engine_of, first_of, refused, stubs_to, until
 
 Code = grpc.StatusCode
 
@@ -135,6 +135,38 @@ async def test_watchers_hear_of_canaries(stubs: Stubs, server: FakeServer, name:
     watch.cancel()
     assert (started.version, started.canary_weight) == ("v2", 0.25)
     assert (ended.version, ended.HasField("canary_weight")) == ("v2", False)
+
+
+async def test_metrics_tell_the_sides_apart() -> None:
+    """Both sides are counted with their status, a canary's failure on its own side; requests that are not split are not."""
+    with fake_server() as server:
+        await publish(server, "support", 2)
+        engine = engine_of(server)
+        async with stubs_to(server.target) as stubs:
+            await answering(stubs, "support")
+            await all_of(stubs.adapters.SetCanary(canary("support", "v2", 0.5)))
+            keys = {side: next(key for key in map(str, range(99)) if Canary("support", "v2", 0.5).takes(key) == side)
+                    for side in (True, False)}  # fmt: skip
+            await answering(stubs, "support@v2")
+            await answering(stubs, "support", keys[True])
+            await answering(stubs, "support", keys[False])
+            await stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter="support@v2"))
+
+            async def refuse(adapter: Any) -> None:
+                raise InvalidAdapter("load", "support@v2", "vLLM refuses to load it", fix="See the log.")
+
+            engine.load_adapter = refuse  # type: ignore[method-assign]
+            request = ask(adapter="support")
+            request.routing_key = keys[True]
+            failure = await refused(stubs.generation.Generate(request))
+        text = server.app.metrics.text().decode()
+    prefix = 'loraplex_canary_requests_total{adapter="support",'
+    counted = {line for line in text.splitlines() if line.startswith(prefix)}
+    assert counted == {
+        prefix + f'code="{code}",side="{side}"}} 1.0'
+        for code, side in (("OK", "canary"), ("OK", "current"), (failure.code.name, "canary"))
+    }
+    assert 'loraplex_canary_ttft_seconds_count{adapter="support",side="canary"} 1.0' in text
 
 
 async def test_a_hundred_changes_under_traffic() -> None:
