@@ -16,7 +16,12 @@ _LONG_S = 600.0  # deadline in seconds of what loads or uploads an adapter
 
 OnProgress = Callable[[pb.Progress], None]
 E = TypeVar(
-    "E", pb.PublishAdapterResponse, pb.SetAliasResponse, pb.RollbackAliasResponse, pb.PreloadAdapterResponse
+    "E",
+    pb.PublishAdapterResponse,
+    pb.SetAliasResponse,
+    pb.RollbackAliasResponse,
+    pb.SetCanaryResponse,
+    pb.PreloadAdapterResponse,
 )  # the last message of each carries the result, the others carry progress
 
 
@@ -111,6 +116,31 @@ class Adapters:
         """Point `alias` back at the version that it named before."""
         request = pb.RollbackAliasRequest(name=name, alias=alias, actor=actor, reason=reason)
         return (await self._long("RollbackAlias", request, pb.RollbackAliasResponse, on_progress, timeout_s)).change
+
+    async def set_canary(
+        self,
+        name: str,
+        weight: float,
+        version: str = "",
+        actor: str = "",
+        reason: str = "",
+        on_progress: OnProgress | None = None,
+        *,
+        timeout_s: float = _LONG_S,
+    ) -> pb.AliasChange:
+        """Load and probe a version, then let it answer a share `weight`, 0 to 1, of what bare `name` is asked.
+
+        Left out, `version` is the one that the alias "canary" names now: to change the weight.
+        """
+        request = pb.SetCanaryRequest(name=name, version=version, weight=weight, actor=actor, reason=reason)
+        return (await self._long("SetCanary", request, pb.SetCanaryResponse, on_progress, timeout_s)).change
+
+    async def end_canary(
+        self, name: str, actor: str = "", reason: str = "", *, timeout_s: float | None = None
+    ) -> pb.AliasChange:
+        """Let "current" answer alone again; FailedPrecondition when no canary stands."""
+        request = pb.EndCanaryRequest(name=name, actor=actor, reason=reason)
+        return (await self._call("EndCanary", request, pb.EndCanaryResponse, timeout_s)).change
 
     async def remove_alias(
         self, name: str, alias: str, actor: str = "", reason: str = "", *, timeout_s: float | None = None

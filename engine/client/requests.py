@@ -75,6 +75,8 @@ class GenerateOptions(Sampling, total=False):
     """Order among your waiting requests, -100 to 100: higher goes first (default 0)."""
     request_id: str | None
     """Your name for the request, for logs; left out: the server makes one."""
+    routing_key: str | None
+    """Whose request it is, such as a user: the same key always gets the same side of a canary; left out: by chance."""
     labels: Mapping[str, str] | None
     """Labels for logs and accounting."""
     timeout_s: float | None
@@ -89,6 +91,7 @@ def generate_request(options: GenerateOptions) -> pb.GenerateRequest:
         adapter=left.pop("adapter", ""),
         priority=left.pop("priority", 0),
         request_id=left.pop("request_id", ""),
+        routing_key=left.pop("routing_key", ""),
         labels=left.pop("labels", None),
     )
     prompt, messages = left.pop("prompt", None), left.pop("messages", None)

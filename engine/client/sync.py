@@ -121,6 +121,8 @@ class SyncAdapters(_Facade[Adapters]):
     publish = _blocking(Adapters.publish)
     promote = _blocking(Adapters.promote)
     rollback = _blocking(Adapters.rollback)
+    set_canary = _blocking(Adapters.set_canary)
+    end_canary = _blocking(Adapters.end_canary)
     remove_alias = _blocking(Adapters.remove_alias)
     preload = _blocking(Adapters.preload)
     pin = _blocking(Adapters.pin)

@@ -66,6 +66,14 @@ class Backend(Protocol):
         """Point the alias at the version that it named before."""
         ...
 
+    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+        """Give a version ("": the one that the alias names) a share of the bare name's requests."""
+        ...
+
+    async def end_canary(self, move: Move) -> pb.AliasChange:
+        """Let the current version answer alone."""
+        ...
+
     async def remove_alias(self, move: Move) -> pb.AliasChange:
         """Take the alias away."""
         ...
@@ -147,6 +155,14 @@ class ServerBackend:
     async def rollback(self, move: Move, report: Report) -> pb.AliasChange:
         """The server loads the version first, if it has gone meanwhile."""
         return await self._adapters.rollback(move.name, move.alias, move.actor, move.reason, _forward(report))
+
+    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+        """The server loads and probes the version first."""
+        return await self._adapters.set_canary(move.name, weight, version, move.actor, move.reason, _forward(report))
+
+    async def end_canary(self, move: Move) -> pb.AliasChange:
+        """Ask."""
+        return await self._adapters.end_canary(move.name, move.actor, move.reason)
 
     async def remove_alias(self, move: Move) -> pb.AliasChange:
         """Ask."""

@@ -49,12 +49,16 @@ def change_data(name: str, change: pb.AliasChange) -> dict[str, Any]:
         "created_at": _iso(change.created_at),
         "actor": change.actor,
         "reason": change.reason,
+        "canary_weight": change.canary_weight if change.HasField("canary_weight") else None,
     }
 
 
 def summary_data(summary: pb.AdapterSummary) -> dict[str, Any]:
     """An adapter of a list, for programs."""
-    return {"name": summary.name, "aliases": dict(sorted(summary.aliases.items())), "versions": list(summary.versions)}
+    data = {"name": summary.name, "aliases": dict(sorted(summary.aliases.items())), "versions": list(summary.versions)}
+    if summary.HasField("canary"):
+        data["canary"] = {"version": summary.canary.version, "weight": summary.canary.weight}
+    return data
 
 
 def adapter_data(found: pb.GetAdapterResponse) -> dict[str, Any]:
@@ -90,6 +94,9 @@ def adapter_view(found: pb.GetAdapterResponse) -> Iterator[RenderableType]:
     for alias, label in sorted(found.adapter.aliases.items()):
         named.setdefault(label, []).append(alias)
     yield _versions(found.adapter.name, list(reversed(found.versions)), named)
+    if found.adapter.HasField("canary"):
+        canary = found.adapter.canary
+        yield Text(f"{canary.version} answers {canary.weight:.4g} of the requests for {found.adapter.name}", "bold")
     yield Text()
     yield _history(list(reversed(found.history))[:10])
     for version in found.versions:
@@ -117,8 +124,10 @@ def _versions(name: str, versions: Sequence[pb.AdapterVersion], named: dict[str,
 def _history(changes: Sequence[pb.AliasChange]) -> Table:
     made = output.table("when", "alias", "version", "by", "why", title="latest alias moves")
     for change in changes:
-        by = change.actor or NONE
-        made.add_row(_when(change.created_at), change.alias, change.version or "(removed)", by, change.reason)
+        by, version = change.actor or NONE, change.version or "(removed)"
+        if change.HasField("canary_weight"):
+            version += f" for {change.canary_weight:.4g} of requests"
+        made.add_row(_when(change.created_at), change.alias, version, by, change.reason)
     return made
 
 
@@ -147,6 +156,8 @@ def change_line(name: str, change: pb.AliasChange) -> Text:
     """An alias move in a line."""
     if not change.version:
         return Text(f"{name}@{change.alias} is removed")
+    if change.HasField("canary_weight"):
+        return Text(f"{name}@{change.version} now answers {change.canary_weight:.4g} of the requests for {name}")
     return Text(f"{name}@{change.alias} now names {name}@{change.version}")
 
 

@@ -15,10 +15,12 @@ from engine.commands.backends import Move, Publication
 from engine.commands.output import Report
 from engine.config import MEBIBYTE, load_settings
 from engine.errors import AliasMoved
+from engine.registry.aliases import aliases_now
+from engine.registry.canary import canary_now
 from engine.registry.checks import CheckedAdapter, Limits, check_adapter
 from engine.registry.fingerprint import read_base
 from engine.registry.manifest import Manifest
-from engine.registry.names import AdapterRef
+from engine.registry.names import CANARY, AdapterRef
 from engine.registry.registry import Registry
 from engine.server import convert
 
@@ -39,8 +41,9 @@ class RegistryBackend:
         return [await self._summary(name) for name in await self._registry.list_names()]
 
     async def _summary(self, name: str) -> pb.AdapterSummary:
-        aliases, versions = await asyncio.gather(self._registry.aliases(name), self._registry.versions(name))
-        return pb.AdapterSummary(name=name, aliases=aliases, versions=versions)
+        history, versions = await asyncio.gather(self._registry.history(name), self._registry.versions(name))
+        canary = convert.canary(canary_now(name, history))
+        return pb.AdapterSummary(name=name, aliases=aliases_now(history), versions=versions, canary=canary)
 
     async def get(self, name: str) -> pb.GetAdapterResponse:
         """Read all manifests and the alias log."""
@@ -86,6 +89,19 @@ class RegistryBackend:
             raise AliasMoved(f"{move.name}@{move.alias}", "the version to roll back from", present)
         reason = move.reason or "rollback"
         return await self.promote(Move(move.name, move.alias, move.actor, reason), target, present, report)
+
+    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+        """Append to the alias log."""
+        present = version or (await self._registry.resolve(AdapterRef(move.name, CANARY))).version
+        report("switching", f"{weight:g} of {move.name} to {present}", 0.5)
+        change = await self._registry.set_canary(
+            move.name, present, weight, actor=move.actor, reason=move.reason, expected=None if version else present
+        )
+        return convert.alias_change(change)
+
+    async def end_canary(self, move: Move) -> pb.AliasChange:
+        """Append to the alias log."""
+        return convert.alias_change(await self._registry.end_canary(move.name, actor=move.actor, reason=move.reason))
 
     async def remove_alias(self, move: Move) -> pb.AliasChange:
         """Append to the alias log."""

@@ -6,9 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 from engine.errors import AdapterNotFound, CorruptVersion, LoraplexError
 from engine.registry.aliases import aliases_now, select_version
+from engine.registry.canary import Canary, canary_now
 from engine.registry.layout import Inventory
 from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef, nearest
@@ -17,6 +20,7 @@ from engine.registry.subscription import AliasMoved_, Deleted, Event, Published,
 
 _log = logging.getLogger(__name__)
 
+Side = Literal["current", "canary"]
 Trouble = tuple[str, LoraplexError]  # what follows from an error, and the error
 
 
@@ -28,10 +32,24 @@ class AdapterView:
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     history: tuple[AliasChange, ...] = ()
 
-    @property
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Which version each alias names."""
         return aliases_now(self.history)
+
+    @cached_property
+    def canary(self) -> Canary | None:
+        """The canary that stands, if its version is there."""
+        canary = canary_now(self.name, self.history)
+        return canary if canary and canary.version in self.manifests else None
+
+
+@dataclass(frozen=True)
+class Route:
+    """The version that answers, and which side of a canary that is; None when none stands or the name is not bare."""
+
+    manifest: Manifest
+    side: Side | None = None
 
 
 class Catalog:
@@ -54,6 +72,15 @@ class Catalog:
         """Return the version that `ref` names; raises AdapterNotFound with the nearest names that do exist."""
         view = self.adapter(ref.name)
         return view.manifests[select_version(ref, view.manifests, view.aliases)]
+
+    def route(self, ref: AdapterRef, key: str = "") -> Route:
+        """Return the version that answers a request for `ref`: a bare name's canary takes its share of the routing keys."""
+        canary = self.adapter(ref.name).canary if ref.bare else None
+        if canary is None:
+            return Route(self.resolve(ref))
+        if canary.takes(key):
+            return Route(self.resolve(AdapterRef(ref.name, canary.version)), "canary")
+        return Route(self.resolve(ref), "current")
 
     def adapter(self, name: str) -> AdapterView:
         """Return one adapter; raises AdapterNotFound with the nearest names."""
@@ -145,4 +172,4 @@ def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]
     return events
 
 
-__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Subscription"]
+__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Route", "Side", "Subscription"]

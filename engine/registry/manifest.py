@@ -76,8 +76,14 @@ class Manifest(_Record):
         return int(self.version[1:])
 
 
+class Split(_Record):
+    """A share of the bare name's requests, 0 to 1, that goes to the alias."""
+
+    weight: float = Field(ge=0, le=1, allow_inf_nan=False)
+
+
 class AliasChange(_Record):
-    """One move of an alias; `version` is None when it was removed."""
+    """One move of an alias; `version` is None when it was removed. One with a `split` starts a canary or changes its weight."""
 
     sequence: int = Field(ge=1)
     alias: str
@@ -85,6 +91,7 @@ class AliasChange(_Record):
     created_at: AwareDatetime
     actor: str = ""
     reason: str = ""
+    split: Split | None = None
 
 
 def version_digest(files: Iterable[FileEntry]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rapidfuzz import process
 
 from engine.errors import InvalidRequest
 
 CURRENT = "current"  # the alias that a bare adapter name means
+CANARY = "canary"  # the alias that may answer a share of what the bare name is asked
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
@@ -27,6 +28,7 @@ class AdapterRef:
 
     name: str
     selector: str = CURRENT
+    bare: bool = field(default=False, compare=False)  # the caller named no selector, so a canary may answer
 
     @classmethod
     def parse(cls, text: str) -> AdapterRef:
@@ -38,7 +40,7 @@ class AdapterRef:
         _require(_NAME, name, f"{name!r} is no adapter name: {_NAME_SYNTAX}")
         if separator:
             _require(_NAME, selector, f"{selector!r} is no version or alias: write {name}@v2 or {name}@{CURRENT}")
-        return cls(name, selector if separator else CURRENT)
+        return cls(name, selector if separator else CURRENT, bare=not separator)
 
     @property
     def names_version(self) -> bool:

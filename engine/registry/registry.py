@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import AdapterNotFound, AliasMoved, NotAllowedNow, VersionExists
+from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, NotAllowedNow, VersionExists
 from engine.registry import publication
 from engine.registry.aliases import aliases_now
+from engine.registry.canary import canary_now
 from engine.registry.checks import CheckedAdapter
 from engine.registry.layout import alias_file, tombstone_file
-from engine.registry.manifest import AliasChange, Manifest, version_digest
-from engine.registry.names import CURRENT, check_alias, check_name, check_version, nearest
+from engine.registry.manifest import AliasChange, Manifest, Split, version_digest
+from engine.registry.names import CANARY, CURRENT, check_alias, check_name, check_version, nearest
 from engine.registry.publication import Progress
 from engine.registry.reader import Reader
 from engine.registry.store import AlreadyThere
@@ -94,7 +95,41 @@ class Registry(Reader):
         """Point an alias at a version. With `expected`, only if it names that one now ("": none), else AliasMoved."""
         check_alias(alias)
         await self.manifest(name, version)
-        change = await self._append(name, alias, version, actor, reason, expected)
+        return await self._point(name, alias, version, actor, reason, expected)
+
+    async def set_canary(
+        self, name: str, version: str, weight: float, *, actor: str = "", reason: str = "", expected: str | None = None
+    ) -> AliasChange:
+        """Point "canary" at a version and give it a share of the bare name's requests, in one move.
+
+        Raises InvalidRequest when the weight is outside 0 to 1, NotAllowedNow when the version is the current one.
+        """
+        if not 0 <= weight <= 1:  # also when it is no number
+            raise InvalidRequest("weight", f"{weight:g} is no share: use 0 to 1, such as 0.05 for 5 %")
+        await self.manifest(name, version)
+        if (await self.aliases(name)).get(CURRENT) == version:
+            raise NotAllowedNow(f"{name}@{version} is the current version", fix="Name the version to try beside it.")
+        return await self._point(name, CANARY, version, actor, reason, expected, Split(weight=weight))
+
+    async def end_canary(self, name: str, *, actor: str = "", reason: str = "") -> AliasChange:
+        """Let "current" answer alone again; "canary" goes on naming its version. NotAllowedNow when none stands."""
+        canary = canary_now(name, await self.history(name))
+        if canary is None:
+            raise NotAllowedNow(f"{name} has no canary", fix="There is nothing to end.")
+        reason = reason or "canary ended"
+        return await self.set_alias(name, CANARY, canary.version, actor=actor, reason=reason, expected=canary.version)
+
+    async def _point(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        actor: str,
+        reason: str,
+        expected: str | None,
+        split: Split | None = None,
+    ) -> AliasChange:
+        change = await self._append(name, alias, version, actor, reason, expected, split)
         if await self._published(name, version) is None:
             # Deleted between check and write: take the move back, so that no alias names a version that is gone.
             history = await self.history(name)
@@ -158,7 +193,14 @@ class Registry(Reader):
             raise NotAllowedNow(f"{aliases} names {name}@{version}", fix="Point the alias at another version first.")
 
     async def _append(
-        self, name: str, alias: str, version: str | None, actor: str, reason: str, expected: str | None
+        self,
+        name: str,
+        alias: str,
+        version: str | None,
+        actor: str,
+        reason: str,
+        expected: str | None,
+        split: Split | None = None,
     ) -> AliasChange:
         """Add a move to the log; whoever loses the race for a number looks again and takes the next."""
         while True:
@@ -173,6 +215,7 @@ class Registry(Reader):
                 created_at=datetime.now(UTC),
                 actor=actor,
                 reason=reason,
+                split=split,
             )
             try:
                 await self._store.create(alias_file(name, change.sequence), change.encode())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from engine.errors import InvalidRequest, NotFinite
-from engine.registry.catalog import Catalog
+from engine.errors import InvalidRequest, LoraplexError, NotFinite
+from engine.registry.catalog import Catalog, Side
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
@@ -35,8 +36,9 @@ class Prompt:
 class GenerationRequest:
     """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
 
-    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. `on_restart` is for who has not
-    passed any delta on: it is called when the engine died and all of them come again.
+    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. The same `routing_key` always gets
+    the same side of a canary. `on_restart` is for who has not passed any delta on: it is called when the engine died and all of
+    them come again.
     """
 
     prompt: Prompt
@@ -45,6 +47,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ANONYMOUS
     deadline: float = math.inf
+    routing_key: str = ""
     on_restart: Callable[[], None] | None = None
 
 
@@ -78,10 +81,25 @@ class Answer:
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
 
 
+class SplitObserver(Protocol):
+    """Hears how the two sides of canaries fare."""
+
+    def split_answered(self, adapter: str, side: Side, code: str, first_token_s: float) -> None:
+        """A request that a canary shared out has ended with this gRPC code; `first_token_s` is 0 if no token came."""
+
+
 class Generator:
     """Answers requests with one engine, its resident adapters and a bounded queue."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, admission: Admission, residency: Residency) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        catalog: Catalog,
+        admission: Admission,
+        residency: Residency,
+        observer: SplitObserver | None = None,
+    ) -> None:
+        self._observer = observer
         self.engine = engine
         self.catalog = catalog
         self.admission = admission
@@ -98,13 +116,24 @@ class Generator:
         The version is resolved here, once: an alias that moves later changes nothing for this request.
         """
         arrived = time.monotonic()
-        manifest = self.catalog.resolve(request.adapter) if request.adapter else None
+        route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else None
+        manifest = route.manifest if route else None
         if manifest:
             self.residency.check_quarantine(manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
         answer = Answer(manifest, len(ids), sampling.n, arrived, request.tenant)
+        with self._observed(answer, route.side if route else None):
+            async with self._answered(request, answer, ids, sampling) as deltas:
+                yield answer, deltas
+
+    @asynccontextmanager
+    async def _answered(
+        self, request: GenerationRequest, answer: Answer, ids: list[int], sampling: Sampling
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """The deltas, once there is a place and the adapter is in it."""
+        manifest, arrived = answer.manifest, answer.arrived
         async with self.admission.place(_asked(request, answer, sampling)) as place:
             answer.queue_s = time.monotonic() - arrived
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
@@ -114,7 +143,26 @@ class Generator:
                     f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer)
                 )
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:
-                    yield answer, deltas
+                    yield deltas
+
+    @contextmanager
+    def _observed(self, answer: Answer, side: Side | None) -> Iterator[None]:
+        """Tell the observer how a request that a canary shared out ends; what the caller did wrong ended before."""
+        code = "OK"
+        try:
+            yield
+        except LoraplexError as error:
+            code = error.status
+            raise
+        except Exception:
+            code = "INTERNAL"
+            raise
+        except BaseException:  # the caller has left
+            code = "CANCELLED"
+            raise
+        finally:
+            if side and self._observer and answer.manifest:
+                self._observer.split_answered(answer.manifest.name, side, code, answer.first_token_s)
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequest when it is empty or not of this vocabulary."""

@@ -17,8 +17,8 @@ from engine.registry.aliases import version_before
 from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, Published
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
-from engine.registry.manifest import Manifest
-from engine.registry.names import CURRENT, AdapterRef
+from engine.registry.manifest import AliasChange, Manifest
+from engine.registry.names import CANARY, CURRENT, AdapterRef
 from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage, Residency
 from engine.server import convert
@@ -26,7 +26,12 @@ from engine.server.boundary import Context
 from engine.server.uploads import Upload, private_folder
 
 R = TypeVar(
-    "R", pb.PublishAdapterResponse, pb.SetAliasResponse, pb.RollbackAliasResponse, pb.PreloadAdapterResponse
+    "R",
+    pb.PublishAdapterResponse,
+    pb.SetAliasResponse,
+    pb.RollbackAliasResponse,
+    pb.SetCanaryResponse,
+    pb.PreloadAdapterResponse,
 )  # each carries progress, and at last a result
 _SHARES = {"receiving": 0.1, "checking": 0.5, "storing": 0.7, "loading": 0.3, "probing": 0.7, "switching": 0.9}
 
@@ -117,10 +122,11 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
 
         async def move(report: OnStage) -> pb.SetAliasResponse:
             await self._catalog.refresh()
-            change = await self._move(
-                request.name, request.alias, request.version, request.expected_version or None,
-                request.actor, request.reason, report,
+            switch = partial(
+                self._registry.set_alias, request.name, request.alias, request.version,
+                actor=request.actor, reason=request.reason, expected=request.expected_version or None,
             )  # fmt: skip
+            change = await self._move(request.name, request.alias, request.version, switch, report)
             return pb.SetAliasResponse(change=change)
 
         return _reported(move, pb.SetAliasResponse)
@@ -137,14 +143,39 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
             present = self._catalog.resolve(AdapterRef(request.name, alias)).version
             target = version_before(request.name, alias, view.history, view.manifests)
             reason = request.reason or "rollback"
-            change = await self._move(request.name, alias, target, present, request.actor, reason, report)
-            return pb.RollbackAliasResponse(change=change)
+            switch = partial(
+                self._registry.set_alias, request.name, alias, target,
+                actor=request.actor, reason=reason, expected=present,
+            )  # fmt: skip
+            return pb.RollbackAliasResponse(change=await self._move(request.name, alias, target, switch, report))
 
         return _reported(move, pb.RollbackAliasResponse)
 
+    def SetCanary(self, request: pb.SetCanaryRequest, context: Context) -> AsyncGenerator[pb.SetCanaryResponse, None]:
+        """Warm the version, then give it its share, in one move of the alias log."""
+
+        async def move(report: OnStage) -> pb.SetCanaryResponse:
+            await self._catalog.refresh()
+            ref = AdapterRef(request.name, request.version or CANARY)
+            version = self._catalog.resolve(ref).version
+            switch = partial(
+                self._registry.set_canary, request.name, version, request.weight,
+                actor=request.actor, reason=request.reason, expected=None if request.version else version,
+            )  # fmt: skip
+            return pb.SetCanaryResponse(change=await self._move(request.name, CANARY, version, switch, report))
+
+        return _reported(move, pb.SetCanaryResponse)
+
+    async def EndCanary(self, request: pb.EndCanaryRequest, context: Context) -> pb.EndCanaryResponse:
+        """Let the current version answer alone."""
+        change = await self._registry.end_canary(request.name, actor=request.actor, reason=request.reason)
+        await self._catalog.refresh()
+        return pb.EndCanaryResponse(change=convert.alias_change(change))
+
     async def _move(
-        self, name: str, alias: str, version: str, expected: str | None, actor: str, reason: str, report: OnStage
+        self, name: str, alias: str, version: str, switch: Callable[[], Awaitable[AliasChange]], report: OnStage
     ) -> pb.AliasChange:
+        """Warm the version, then `switch` to it."""
         manifest = self._catalog.resolve(AdapterRef(name, version))
         async with AsyncExitStack() as stack:
             view = self._catalog.adapter(name)
@@ -152,7 +183,7 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                 await self._residency.hold(before, stack)  # warming must not evict what a rollback would need
             await self._residency.preload(manifest, report)
             report("switching", f"{name}@{alias} to {version}")
-            change = await self._registry.set_alias(name, alias, version, actor=actor, reason=reason, expected=expected)
+            change = await switch()
         await self._catalog.refresh()
         return convert.alias_change(change)
 
@@ -218,7 +249,12 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
 
 
 def _summary(view: AdapterView) -> pb.AdapterSummary:
-    return pb.AdapterSummary(name=view.name, aliases=view.aliases, versions=list(view.manifests))
+    return pb.AdapterSummary(
+        name=view.name,
+        aliases=view.aliases,
+        versions=list(view.manifests),
+        canary=convert.canary(view.canary),
+    )
 
 
 def _watched(change: Event) -> pb.WatchAdaptersResponse:

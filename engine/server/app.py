@@ -169,7 +169,7 @@ class App:
             observer=self.metrics,
         )
         self.engine.keeper = residency
-        self.generator = Generator(self.engine, self.catalog, self.admission, residency)
+        self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
         limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
         adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)

@@ -8,6 +8,7 @@ from typing import Literal
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from engine.api.loraplex.v1 import adapters_pb2, generation_pb2
+from engine.registry.canary import Canary
 from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.engine import ChatTurn, Delta, FinishReason, Logprob, PositionLogprobs, Sampling, Structured
@@ -40,6 +41,7 @@ def to_request(message: generation_pb2.GenerateRequest, caller: Caller) -> Gener
         priority=message.priority,
         tenant=caller.tenant,
         deadline=caller.deadline,
+        routing_key=message.routing_key,
     )
 
 
@@ -177,7 +179,13 @@ def alias_change(change: AliasChange) -> adapters_pb2.AliasChange:
         created_at=_timestamp(change.created_at.timestamp()),
         actor=change.actor,
         reason=change.reason,
+        canary_weight=change.split.weight if change.split else None,
     )
+
+
+def canary(standing: Canary | None) -> adapters_pb2.Canary | None:
+    """The canary that stands as a message."""
+    return adapters_pb2.Canary(version=standing.version, weight=standing.weight) if standing else None
 
 
 def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:

@@ -1,9 +1,10 @@
-"""Prometheus metrics. Labels are methods, codes, reasons and the busiest tenants, so their number is bounded."""
+"""Prometheus metrics. Labels are methods, codes, reasons, the busiest tenants and canaries, so their number is bounded."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from engine.registry.catalog import Side
 from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
 from engine.runtime.generator import Answer
@@ -30,6 +31,20 @@ class Metrics:
             "loraplex_tenant_tokens", "Prompt and generated tokens, by tenant.", ["tenant", "kind"], registry=r
         )
         self._tenants = Labels(most=20)
+        self._split = Counter(
+            "loraplex_canary_requests",
+            "Requests that a canary shared out, by adapter, side and status.",
+            ["adapter", "side", "code"],
+            registry=r,
+        )
+        self._split_ttft = Histogram(
+            "loraplex_canary_ttft_seconds",
+            "Time to first token of requests that a canary shared out.",
+            ["adapter", "side"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self._canaries = Labels(most=20)
         self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=_SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
@@ -73,6 +88,13 @@ class Metrics:
         self._wait.observe(answer.adapter_wait_s)
         if answer.completion_tokens:
             self._ttft.observe(answer.first_token_s)
+
+    def split_answered(self, adapter: str, side: Side, code: str, first_token_s: float) -> None:
+        """Count a request that a canary shared out."""
+        label = self._canaries.label(adapter, 1)
+        self._split.labels(label, side, code).inc()
+        if first_token_s:
+            self._split_ttft.labels(label, side).observe(first_token_s)
 
     def waited(self, outcome: Outcome, seconds: float) -> None:
         """Count a wait for a place."""

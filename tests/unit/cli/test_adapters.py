@@ -201,3 +201,28 @@ def test_watch(server: FakeServer) -> None:
     assert first == {"event": "watching"}
     assert [event["event"] for event in events] == ["published", "alias"]
     assert call("adapters", "watch", "--for", "0.2", "--server", server.target).out == "watching\n"
+
+
+def test_a_canary(name: str, where: Where, publish: Callable[..., Outcome]) -> None:
+    """Start, change, show and end a canary; what makes no sense is a usage error."""
+    publish(1)
+    publish(2)
+
+    def canary(*words: str) -> Any:
+        done = call("adapters", "canary", *words, *where, "--json")
+        assert (done.code, done.err) == (0, "")
+        return done.json
+
+    assert canary(f"{name}@v2", "--weight", "0.05", "--reason", "try")["canary_weight"] == 0.05
+    assert canary(name, "--weight", "0.25")["version"] == "v2"
+    shown = call("adapters", "show", name, *where)
+    assert f"v2 answers 0.25 of the requests for {name}" in shown.out
+    assert "v2 for 0.05 of requests" in shown.out
+    assert call("adapters", "show", name, *where, "--json").json["canary"] == {"version": "v2", "weight": 0.25}
+    ended = canary(name, "--end")
+    assert (ended["version"], ended["canary_weight"], ended["reason"]) == ("v2", None, "canary ended")
+    assert "canary" not in call("adapters", "show", name, *where, "--json").json
+
+    for words in ((name,), (name, "--weight", "0.1", "--end"), (f"{name}@v2", "--end")):
+        assert call("adapters", "canary", *words, *where).code == 2
+    assert call("adapters", "canary", f"{name}@v2", "--weight", "2", *where).code == 1

@@ -18,7 +18,7 @@ COMMANDS = [
     *(
         ("adapters", name)
         for name in (
-            "list", "show", "verify", "diff", "publish", "promote", "rollback", "unalias", "delete",
+            "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "unalias", "delete",
             "preload", "pin", "unpin", "unload", "watch",
         )
     ),

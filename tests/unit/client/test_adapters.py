@@ -64,6 +64,15 @@ class Registry(services.AdapterServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
         yield pb.RollbackAliasResponse(change=pb.AliasChange(alias=request.alias, version="v1"))
 
+    async def SetCanary(self, request, context):
+        self.requests.append(request)
+        yield pb.SetCanaryResponse(progress=pb.Progress(stage="probing"))
+        yield pb.SetCanaryResponse(change=pb.AliasChange(alias="canary", version="v3", canary_weight=request.weight))
+
+    async def EndCanary(self, request, context):
+        self.requests.append(request)
+        return pb.EndCanaryResponse(change=pb.AliasChange(alias="canary", version="v3"))
+
     async def RemoveAlias(self, request, context):
         self.requests.append(request)
         return pb.RemoveAliasResponse(change=pb.AliasChange(alias=request.alias))
@@ -196,6 +205,8 @@ async def test_administration(connect):
     )
     assert (change.alias, change.version, stages) == ("current", "v2", ["loading"])
     assert (await adapters.rollback("support", actor="me", reason="worse")).version == "v1"
+    assert (await adapters.set_canary("support", 0.25, actor="me", reason="try")).canary_weight == 0.25
+    assert not (await adapters.end_canary("support", actor="me", reason="bad")).HasField("canary_weight")
     assert (await adapters.remove_alias("support", "canary", actor="me", reason="done")).alias == "canary"
     assert (await adapters.preload("support@v2", lambda p: stages.append(p.stage))).name == "support@v2"
     assert (await adapters.pin("support@v2")).name == "support@v2"
@@ -207,6 +218,8 @@ async def test_administration(connect):
             name="support", alias="current", version="v2", expected_version="v1", actor="me", reason="better"
         ),
         pb.RollbackAliasRequest(name="support", alias="current", actor="me", reason="worse"),
+        pb.SetCanaryRequest(name="support", weight=0.25, actor="me", reason="try"),
+        pb.EndCanaryRequest(name="support", actor="me", reason="bad"),
         pb.RemoveAliasRequest(name="support", alias="canary", actor="me", reason="done"),
         pb.PreloadAdapterRequest(adapter="support@v2"),
         pb.PinAdapterRequest(adapter="support@v2", pinned=True),

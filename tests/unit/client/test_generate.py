@@ -110,6 +110,7 @@ async def test_every_keyword_reaches_the_server(connect):
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
         priority=-3,
         request_id="r/1",
+        routing_key="user-7",
         labels={"team": "search"},
         regex="[a-z]+",
         **sampling,
@@ -126,6 +127,7 @@ async def test_every_keyword_reaches_the_server(connect):
             sampling=pb.SamplingParams(structured=pb.StructuredOutput(regex="[a-z]+"), **sampling),
             priority=-3,
             request_id="r/1",
+            routing_key="user-7",
             labels={"team": "search"},
         )
     ]

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AdapterSummary(_message.Message):
-    __slots__ = ("name", "aliases", "versions")
+    __slots__ = ("name", "aliases", "versions", "canary")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -22,10 +22,20 @@ class AdapterSummary(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.ScalarMap[str, str]
     versions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Mapping[str, str]] = ..., versions: _Optional[_Iterable[str]] = ...) -> None: ...
+    canary: Canary
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Mapping[str, str]] = ..., versions: _Optional[_Iterable[str]] = ..., canary: _Optional[_Union[Canary, _Mapping]] = ...) -> None: ...
+
+class Canary(_message.Message):
+    __slots__ = ("version", "weight")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    weight: float
+    def __init__(self, version: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
     __slots__ = ("name", "version", "digest", "created_at", "publisher", "run_id", "base_name", "base_fingerprint", "rank", "alpha", "targets", "size_bytes", "files", "notes", "evaluation_json", "warnings")
@@ -74,20 +84,22 @@ class AdapterFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class AliasChange(_message.Message):
-    __slots__ = ("sequence", "alias", "version", "created_at", "actor", "reason")
+    __slots__ = ("sequence", "alias", "version", "created_at", "actor", "reason", "canary_weight")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CANARY_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     alias: str
     version: str
     created_at: _timestamp_pb2.Timestamp
     actor: str
     reason: str
-    def __init__(self, sequence: _Optional[int] = ..., alias: _Optional[str] = ..., version: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    canary_weight: float
+    def __init__(self, sequence: _Optional[int] = ..., alias: _Optional[str] = ..., version: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., canary_weight: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "detail", "fraction")
@@ -210,6 +222,44 @@ class RollbackAliasResponse(_message.Message):
     progress: Progress
     change: AliasChange
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., change: _Optional[_Union[AliasChange, _Mapping]] = ...) -> None: ...
+
+class SetCanaryRequest(_message.Message):
+    __slots__ = ("name", "version", "weight", "actor", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    weight: float
+    actor: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[float] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetCanaryResponse(_message.Message):
+    __slots__ = ("progress", "change")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    change: AliasChange
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., change: _Optional[_Union[AliasChange, _Mapping]] = ...) -> None: ...
+
+class EndCanaryRequest(_message.Message):
+    __slots__ = ("name", "actor", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    actor: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class EndCanaryResponse(_message.Message):
+    __slots__ = ("change",)
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    change: AliasChange
+    def __init__(self, change: _Optional[_Union[AliasChange, _Mapping]] = ...) -> None: ...
 
 class RemoveAliasRequest(_message.Message):
     __slots__ = ("name", "alias", "actor", "reason")

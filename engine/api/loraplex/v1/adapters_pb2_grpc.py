@@ -63,6 +63,16 @@ class AdapterServiceStub:
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.RollbackAliasRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapters__pb2.RollbackAliasResponse.FromString,
                 _registered_method=True)
+        self.SetCanary = channel.unary_stream(
+                '/loraplex.v1.AdapterService/SetCanary',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.SetCanaryRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.SetCanaryResponse.FromString,
+                _registered_method=True)
+        self.EndCanary = channel.unary_unary(
+                '/loraplex.v1.AdapterService/EndCanary',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.FromString,
+                _registered_method=True)
         self.RemoveAlias = channel.unary_unary(
                 '/loraplex.v1.AdapterService/RemoveAlias',
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.RemoveAliasRequest.SerializeToString,
@@ -140,6 +150,22 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetCanary(self, request, context):
+        """SetCanary points "canary" at a version and gives it a share of what the bare adapter name is asked; the rest stays with
+        "current". The version is loaded and probed first, then alias and share change in one move. It stands until EndCanary,
+        or until "current" or "canary" moves. Names with a version or alias are never split.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndCanary(self, request, context):
+        """EndCanary lets "current" answer alone again. "canary" still names its version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveAlias(self, request, context):
         """RemoveAlias takes an alias away. "current" cannot be removed.
         """
@@ -210,6 +236,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.RollbackAlias,
                     request_deserializer=loraplex_dot_v1_dot_adapters__pb2.RollbackAliasRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapters__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'SetCanary': grpc.unary_stream_rpc_method_handler(
+                    servicer.SetCanary,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.SetCanaryRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.SetCanaryResponse.SerializeToString,
+            ),
+            'EndCanary': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndCanary,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.SerializeToString,
             ),
             'RemoveAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveAlias,
@@ -381,6 +417,60 @@ class AdapterService:
             '/loraplex.v1.AdapterService/RollbackAlias',
             loraplex_dot_v1_dot_adapters__pb2.RollbackAliasRequest.SerializeToString,
             loraplex_dot_v1_dot_adapters__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/SetCanary',
+            loraplex_dot_v1_dot_adapters__pb2.SetCanaryRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.SetCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndCanary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/EndCanary',
+            loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.FromString,
             options,
             channel_credentials,
             insecure,
