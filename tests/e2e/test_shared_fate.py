@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from engine.client import AsyncClient, RequestError
-from engine.errors import NotFinite
+from engine.errors import EngineDied, NotFinite
 from engine.runtime.engine import LoadedAdapter
 from engine.server.app import App
 from tests.e2e.conftest import ADAPTERS, heldout
@@ -29,17 +26,23 @@ pytestmark = [
 
 def huge(folder: Path, value: float) -> Path:
     """The support adapter with every B matrix set to `value`."""
+    from safetensors.torch import load_file, save_file
+
     source = ADAPTERS["support@v1"]
     folder.mkdir()
     (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
     tensors = load_file(source / "adapter_model.safetensors")
-    changed = {n: np.full_like(t, value) if "lora_B" in n else t for n, t in tensors.items()}
+    changed = {n: t.fill_(value) if "lora_B" in n else t for n, t in tensors.items()}
     save_file(changed, folder / "adapter_model.safetensors")
     return folder
 
 
 async def test_poison(app: App, tmp_path: Path) -> None:
-    """50 requests to adapters that compute NaN all end with NotFinite; 12 of 12 base answers during and after are right."""
+    """50 requests to adapters that compute NaN give nobody a wrong answer: they are ended, and so is what they touched.
+
+    NaN that stays in a block of keys and values can reach whoever gets the block next, the base model included. Such an answer
+    is never given: the engine is replaced, with a typed end for what was half-way, and 12 of 12 base answers are right then.
+    """
     engine = app.engine
     questions = [heldout("support@v1", 12)[at][0] for at in range(12)]
     right = [(await ask(engine, text, max_tokens=8)).tokens for text in questions]
@@ -49,8 +52,9 @@ async def test_poison(app: App, tmp_path: Path) -> None:
         asked = [ask(engine, f"{questions[n % 12]} {n}", poison[n % 2], max_tokens=8) for n in range(50)]
         meanwhile = [ask(engine, text, max_tokens=8) for text in questions]
         results = await asyncio.gather(*asked, *meanwhile, return_exceptions=True)
-    assert Counter(map(type, results[:50])) == {NotFinite: 50}
-    assert [getattr(reply, "tokens", reply) for reply in results[50:]] == right
+    assert {type(result) for result in results[:50]} <= {NotFinite, EngineDied}
+    for reply, tokens in zip(results[50:], right, strict=True):
+        assert isinstance(reply, EngineDied) or getattr(reply, "tokens", reply) == tokens
     await until_nothing_runs(engine)
     assert [(await ask(engine, text, max_tokens=8)).tokens for text in questions] == right
 
