@@ -482,14 +482,14 @@ async def test_engine_died_and_came_back() -> None:
     with fake_server(max_running=3) as server:
         engine = engine_of(server)
         version = server.publish("survivor")
-        engine.token_interval_s = 0.01
+        engine.token_interval_s = 0.04  # slow enough that all six are seen together
         async with stubs_to(server.target) as stubs:
             assert (await stubs.generation.Generate(ask(adapter="survivor"))).adapter.version == version
             stream = stubs.generation.GenerateStream(pb.GenerateStreamRequest(request=endless()))
             received = [await first_of(stream)]
             others = [asyncio.ensure_future(stubs.generation.Generate(ask(adapter="survivor"))) for _ in range(6)]
             await until(lambda: server.app.admission.waiting == 4 and len(engine.running) == 3)
-            await asyncio.sleep(0.03)  # two unary answers are under way
+            await asyncio.sleep(0.1)  # two unary answers are under way
             engine.alive = False
 
             async def read() -> None:
