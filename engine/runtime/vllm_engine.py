@@ -1,4 +1,4 @@
-"""The real engine: vLLM's AsyncLLM behind our Engine interface. The only file that touches vLLM.
+"""The real engine: vLLM's AsyncLLM behind our Engine interface. The only file of the server that calls vLLM.
 
 What this file promises beyond vLLM: an adapter is only ever named by an id that `add_lora` has confirmed; vLLM's own eviction
 and slot reuse never happen (it is given one slot more than residency ever fills, see `_engine_args`); nothing is fetched from

@@ -148,11 +148,6 @@ class Library:
         library.lora_linear.restype = ctypes.c_int
         self._c: Any = library
 
-    @property
-    def uses_avx512_bf16(self) -> bool:
-        """Whether bfloat16 takes the processor's own dot products."""
-        return bool(self._c.lora_has_avx512_bf16())
-
     def linear(self, layer: Layer, rows: Rows, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add B · A · x [n, in] to y [n, out], each row by its own slot."""
         if layer.idle(rows):

@@ -398,13 +398,4 @@ int lora_linear(const Layer* layer, const Batch* batch, const void* x, int64_t x
   return by_type(layer->dtype, [&](auto kernel) { return linear<decltype(kernel)>(*layer, *batch, x, x_stride, y, y_stride); });
 }
 
-// Whether this processor takes the AVX-512 BF16 path.
-int lora_has_avx512_bf16() {
-#ifdef HAVE_AVX512_BF16_PATH
-  return has_avx512_bf16();
-#else
-  return 0;
-#endif
-}
-
 }  // extern "C"
