@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Devices that share the model, a worker process each; they must divide its heads."
+    )
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
     lora_kernels: Literal["auto", "force", "off"] = Field(

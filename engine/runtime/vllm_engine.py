@@ -135,6 +135,7 @@ class VllmEngine:
             "dtype": settings.dtype,
             "max_model_len": settings.context_length,
             "max_num_seqs": settings.max_running,
+            "tensor_parallel_size": settings.tensor_parallel,
             "enable_lora": True,
             "max_loras": self._slots,
             "max_cpu_loras": self._slots,
