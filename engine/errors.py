@@ -8,6 +8,7 @@
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
@@ -124,6 +125,20 @@ class WrongBase(LoraplexError):
 
     def __init__(self, ref: str, trained_on: str, served: str) -> None:
         super().__init__(f"{ref} was trained on base {trained_on}, this engine serves base {served}")
+        self.ref = ref
+        self.trained_on = trained_on
+        self.served = served
+
+
+class OtherVersion(LoraplexError):
+    """An answer is to be resumed that another version, or another base, began."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "OTHER_VERSION"
+    fix = "Name the version that began the answer, on a server of the same base; or ask again from the start."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} did not begin this answer, so it cannot go on with it")
         self.ref = ref
 
 

@@ -13,6 +13,7 @@ from engine.errors import (
     InvalidRequest,
     LoraplexError,
     NotFinite,
+    OtherVersion,
     Quarantined,
     QuotaExceeded,
     Unavailable,
@@ -39,6 +40,9 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     info.metadata["request_id"] = request_id
     if error.fix:
         info.metadata["fix"] = error.fix
+    if isinstance(error, WrongBase):
+        info.metadata["trained_on"] = error.trained_on
+        info.metadata["served"] = error.served
     if isinstance(error, EngineDied):
         info.metadata["tokens_sent"] = str(error.tokens_sent)
     for detail in (info, *_details(error)):
@@ -74,7 +78,7 @@ def _details(error: LoraplexError) -> list[message.Message]:
             return [
                 error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.ref, description=nearest)
             ]
-        case VersionExists() | WrongBase() | NotFinite() | Quarantined():
+        case VersionExists() | WrongBase() | OtherVersion() | NotFinite() | Quarantined():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case QuotaExceeded():
             violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)
