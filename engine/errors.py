@@ -11,7 +11,8 @@
     │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
-    │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   └── NotEverywhere             FAILED_PRECONDITION  some of the replicas could not do it
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
     │   ├── WaitedTooLong             UNAVAILABLE          no place became free within the limit
@@ -21,6 +22,8 @@
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine died in the middle of it
     │   ├── AdapterLost               UNAVAILABLE          the adapter did not survive the engine's restart
+    │   ├── NoReplica                 UNAVAILABLE          no replica of the base is there just now
+    │   ├── StreamLost                UNAVAILABLE          a replica failed, and its answer cannot be gone on with
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
@@ -173,6 +176,19 @@ class NotAllowedNow(LoraplexError):
     reason = "NOT_ALLOWED_NOW"
 
 
+class NotEverywhere(LoraplexError):
+    """Some replicas could not do what all were asked to. `failures` says why, by address."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_EVERYWHERE"
+    fix = "See to the named replicas, or drain them, then ask again: it does no harm where it is done already."
+
+    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str) -> None:
+        told = "; ".join(f"{address}: {problem}" for address, problem in sorted(failures.items()))
+        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})")
+        self.failures = failures
+
+
 class Unavailable(LoraplexError):
     """Base of what may be tried again unchanged, after `retry_after_s` seconds."""
 
@@ -267,6 +283,28 @@ class AdapterLost(Unavailable):
 
     def __init__(self, ref: str) -> None:
         super().__init__(f"{ref} did not survive a restart of the engine")
+
+
+class NoReplica(Unavailable):
+    """No replica can answer: none is ready, or none of the base that is asked for."""
+
+    reason = "NO_REPLICA"
+    fix = "Wait for a replica to come up; `loraplex cluster status` says what each one does."
+    retry_after_s = 5.0
+
+    def __init__(self, base: str = "") -> None:
+        super().__init__(f"no replica of base {base} is ready" if base else "no replica is ready")
+
+
+class StreamLost(Unavailable):
+    """The replica failed in the middle of an answer that no other one can go on with."""
+
+    reason = "STREAM_LOST"
+    fix = "Ask again from the start."
+
+    def __init__(self, tokens_sent: int, why: str) -> None:
+        super().__init__(f"the replica failed after {tokens_sent} tokens, and {why}")
+        self.tokens_sent = tokens_sent
 
 
 class RegistryUnavailable(Unavailable):

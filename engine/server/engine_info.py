@@ -74,4 +74,5 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             draining=admission.draining,
             waiting_tokens=admission.waiting_tokens,
             waiting_adapters=admission.waiting_adapters,
+            restarting=not getattr(self._generator.engine, "ready", True),
         )

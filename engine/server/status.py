@@ -16,6 +16,7 @@ from engine.errors import (
     OtherVersion,
     Quarantined,
     QuotaExceeded,
+    StreamLost,
     Unavailable,
     VersionExists,
     WrongBase,
@@ -43,7 +44,7 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     if isinstance(error, WrongBase):
         info.metadata["trained_on"] = error.trained_on
         info.metadata["served"] = error.served
-    if isinstance(error, EngineDied):
+    if isinstance(error, EngineDied | StreamLost):
         info.metadata["tokens_sent"] = str(error.tokens_sent)
     for detail in (info, *_details(error)):
         packed = any_pb2.Any()

@@ -79,7 +79,7 @@ class ResidentAdapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., in_use: _Optional[int] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining", "waiting_tokens", "waiting_adapters")
+    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining", "waiting_tokens", "waiting_adapters", "restarting")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Load(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITING_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTING_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     kv_cache_usage: float
@@ -94,4 +95,5 @@ class Load(_message.Message):
     draining: bool
     waiting_tokens: int
     waiting_adapters: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ...) -> None: ...
+    restarting: bool
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ..., restarting: _Optional[bool] = ...) -> None: ...
