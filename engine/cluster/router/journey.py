@@ -123,13 +123,13 @@ class Journey:
         failure = judge(error, info.reason)
         if failure is Failure.FINAL or self.remaining_s <= 0:
             raise Refusal(error)
-        self._last = error
-        self._first_failure = self._first_failure or time.monotonic()
         if failure is Failure.STALE:
             await self._refresh(link, error)
         elif failure is Failure.OTHER_BASE:
             self._change_base(info.metadata["trained_on"], error)
         else:
+            self._last = error
+            self._first_failure = self._first_failure or time.monotonic()
             self._turn_away(link, failure, error)
 
     def _turn_away(self, link: Link, failure: Failure, error: aio.AioRpcError) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from engine.client import AsyncClient
-from engine.client.testing import write_adapter
+from engine.client.testing import write_adapter, write_base
 from engine.cluster.fleet import StaticSource
 from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
 from engine.runtime.fake import FakeEngine
 from engine.server.app import App
 from tests.unit.server.conftest import Stubs, settings_in, stubs_to
+
+_QUICK = {"drain_s": 0, "refresh_s": 30}
 
 
 @dataclass
@@ -62,11 +64,14 @@ async def start_cluster(folder: Path, count: int = 2, **settings: Any) -> AsyncI
     """So many servers on the test's own event loop, `token_interval_s` seconds a token."""
     interval = settings.pop("token_interval_s", 0.0)
     router_settings = settings.pop("router", {})
+    models = [_base(folder, name) for name in settings.pop("models", ("base",) * count)]
     async with AsyncExitStack() as stack:
         engines = [FakeEngine(token_interval_s=interval) for _ in range(count)]
-        apps = [App(settings_in(folder, **({"drain_s": 0, "refresh_s": 30} | settings)), engine) for engine in engines]
-        for number, app in enumerate(apps):
-            app.settings = app.settings.model_copy(update={"cache": folder / f"cache-{number}"})
+        apps = [
+            App(settings_in(folder, **(_QUICK | {"model": model, "cache": folder / f"cache-{n}"} | settings)), engine)
+            for n, (model, engine) in enumerate(zip(models, engines, strict=True))
+        ]
+        for app in apps:
             stack.push_async_callback(app.stop)
             await app.start()
         addresses = [f"127.0.0.1:{app.port}" for app in apps]
@@ -85,6 +90,15 @@ async def start_cluster(folder: Path, count: int = 2, **settings: Any) -> AsyncI
         stubs = await stack.enter_async_context(stubs_to(target))
         client = await stack.enter_async_context(AsyncClient(target, timeout_s=20, retries=0))
         yield Cluster(folder, apps, router, stubs, client, engines)
+
+
+def _base(folder: Path, name: str) -> Path:
+    """A base model; each name makes one with a fingerprint of its own."""
+    model = folder / name
+    if not model.exists():
+        write_base(model)
+        (model / "tokenizer.json").write_text(f'{{"name": "{name}"}}')
+    return model
 
 
 StartCluster = Callable[..., AbstractAsyncContextManager[Cluster]]
