@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, generate, root, serve
+    from engine.commands import adapters, base, doctor, generate, root, router, serve
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -25,6 +25,7 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command("serve")(serve.command)
+    app.command("router")(router.command)
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(base.app, name="base")

@@ -8,9 +8,11 @@
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
-    │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   └── NotEverywhere             FAILED_PRECONDITION  some of the replicas could not do it
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
     │   ├── WaitedTooLong             UNAVAILABLE          no place became free within the limit
@@ -20,6 +22,8 @@
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine died in the middle of it
     │   ├── AdapterLost               UNAVAILABLE          the adapter did not survive the engine's restart
+    │   ├── NoReplica                 UNAVAILABLE          no replica of the base is there just now
+    │   ├── StreamLost                UNAVAILABLE          a replica failed, and its answer cannot be gone on with
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
@@ -125,6 +129,20 @@ class WrongBase(LoraplexError):
     def __init__(self, ref: str, trained_on: str, served: str) -> None:
         super().__init__(f"{ref} was trained on base {trained_on}, this engine serves base {served}")
         self.ref = ref
+        self.trained_on = trained_on
+        self.served = served
+
+
+class OtherVersion(LoraplexError):
+    """An answer is to be resumed that another version, or another base, began."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "OTHER_VERSION"
+    fix = "Name the version that began the answer, on a server of the same base; or ask again from the start."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} did not begin this answer, so it cannot go on with it")
+        self.ref = ref
 
 
 class NotFinite(LoraplexError):
@@ -156,6 +174,19 @@ class NotAllowedNow(LoraplexError):
 
     status = "FAILED_PRECONDITION"
     reason = "NOT_ALLOWED_NOW"
+
+
+class NotEverywhere(LoraplexError):
+    """Some replicas could not do what all were asked to. `failures` says why, by address."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_EVERYWHERE"
+    fix = "See to the named replicas, or drain them, then ask again: it does no harm where it is done already."
+
+    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str) -> None:
+        told = "; ".join(f"{address}: {problem}" for address, problem in sorted(failures.items()))
+        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})")
+        self.failures = failures
 
 
 class Unavailable(LoraplexError):
@@ -252,6 +283,28 @@ class AdapterLost(Unavailable):
 
     def __init__(self, ref: str) -> None:
         super().__init__(f"{ref} did not survive a restart of the engine")
+
+
+class NoReplica(Unavailable):
+    """No replica can answer: none is ready, or none of the base that is asked for."""
+
+    reason = "NO_REPLICA"
+    fix = "Wait for a replica to come up; `loraplex cluster status` says what each one does."
+    retry_after_s = 5.0
+
+    def __init__(self, base: str = "") -> None:
+        super().__init__(f"no replica of base {base} is ready" if base else "no replica is ready")
+
+
+class StreamLost(Unavailable):
+    """The replica failed in the middle of an answer that no other one can go on with."""
+
+    reason = "STREAM_LOST"
+    fix = "Ask again from the start."
+
+    def __init__(self, tokens_sent: int, why: str) -> None:
+        super().__init__(f"the replica failed after {tokens_sent} tokens, and {why}")
+        self.tokens_sent = tokens_sent
 
 
 class RegistryUnavailable(Unavailable):
