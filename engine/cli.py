@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, generate, root, serve
+    from engine.commands import adapters, base, doctor, generate, root, serve, train
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -27,6 +27,7 @@ def make_app() -> typer.Typer:
     app.command("serve")(serve.command)
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
+    app.command("train")(train.train)
     app.add_typer(base.app, name="base")
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")

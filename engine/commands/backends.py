@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,14 @@ class Backend(Protocol):
 
     async def verify(self, version: pb.AdapterVersion, report: Report) -> str:
         """Prove that a version can be served; says in a sentence what was proven."""
+        ...
+
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Keep an evaluation beside its version."""
+        ...
+
+    async def evaluations(self, name: str, version: str) -> Sequence[dict[str, Any]]:
+        """A version's evaluations, oldest first."""
         ...
 
     async def config(self, version: pb.AdapterVersion) -> dict[str, Any] | None:
@@ -178,6 +186,14 @@ class ServerBackend:
         return (
             "the server has it in its engine: stored bytes match their digests, and its answers differ from the base's"
         )
+
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Ask."""
+        return await self._adapters.record_evaluation(name, version, record)
+
+    async def evaluations(self, name: str, version: str) -> Sequence[dict[str, Any]]:
+        """Ask."""
+        return await self._adapters.evaluations(name, version)
 
     async def config(self, version: pb.AdapterVersion) -> None:
         """Servers do not hand files out."""

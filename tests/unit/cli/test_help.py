@@ -14,6 +14,7 @@ COMMANDS = [
     ("serve",),
     ("generate",),
     ("doctor",),
+    ("train",),
     ("base", "fingerprint"),
     *(
         ("adapters", name)
