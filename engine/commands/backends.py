@@ -113,7 +113,7 @@ async def connect(
 ) -> AsyncIterator[Backend]:
     """The registry if one is given (a folder is made if `create`), else the server."""
     if registry is not None:
-        _check_there(registry, create=create)
+        check_there(registry, create=create)
         from engine.commands.registry_backend import RegistryBackend
         from engine.registry.registry import Registry
         from engine.registry.store import Store
@@ -203,7 +203,8 @@ def _forward(report: Report) -> OnProgress:
     return lambda step: report(step.stage, step.detail, step.fraction)
 
 
-def _check_there(registry: str, *, create: bool) -> None:
+def check_there(registry: str, *, create: bool) -> None:
+    """Raise BadConfiguration when there is no registry, unless it would be made."""
     if "://" not in registry and not create and not Path(registry).is_dir():
         fix = "Name the folder or URL that the server was started with."
         raise BadConfiguration(f"there is no registry in {registry}", fix=fix)

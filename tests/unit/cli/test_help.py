@@ -15,6 +15,9 @@ COMMANDS = [
     ("generate",),
     ("doctor",),
     ("train",),
+    ("eval",),
+    ("compare",),
+    ("merge",),
     ("base", "fingerprint"),
     *(
         ("adapters", name)
