@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, generate, root, router, serve
+    from engine.commands import adapters, base, doctor, evaluate, generate, merge, root, router, serve, train
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -28,6 +28,10 @@ def make_app() -> typer.Typer:
     app.command("router")(router.command)
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
+    app.command("train")(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command("compare")(evaluate.compare)
+    app.command("merge")(merge.merge)
     app.add_typer(base.app, name="base")
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")
