@@ -227,10 +227,11 @@ def _judged(
     found = measures.summary(measured, is_good, alone)
     due = len(records) if tape.callers else int((tape.at < end_s).sum())
     median = percentile(measures.latencies(measured, "ttft"), 0.5)
-    healthy = validity.health(records, beats, due, required, median if math.isfinite(median) else 0.0)
+    healthy = validity.health(records, beats, due, required, alone, median if math.isfinite(median) else 0.0)
     if tape.callers and len(records) >= len(tape):
         healthy.problems.append(f"all {len(tape)} requests were answered before the time was over: use an open arrival")
     checks = verdict.checks(required, measured, is_good, right, site.references, alone)
+    checks = verdict.doubted(checks, healthy.late)
     checks += [_refused(event) for event in events if event.error]
     growing = not tape.callers and validity.growing(records, start, warmup, end_s)
     return Result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -15,6 +15,8 @@ from loadtest.judge.correctness import Correctness
 from loadtest.judge.measures import Flags, Table, itl_percentile, latencies
 from loadtest.judge.statistics import needed, percentile, surely_above, surely_at_most, wilson
 from loadtest.plan.requirements import LATENCIES, QUANTILES, Requirements
+
+_AT_LEAST = ("attainment", "worst adapter", "goodput")
 
 
 class Verdict(StrEnum):
@@ -40,12 +42,16 @@ class Check:
     note: str = ""
 
     @property
+    def timed(self) -> bool:
+        """Whether the value depends on how punctual the client was."""
+        return self.unit in ("s", "x") or self.name.startswith(_AT_LEAST)
+
+    @property
     def headroom(self) -> float:
         """How far the value stays from its limit, as a share of the limit; negative when it is past it; nan for zeros."""
         if not self.limit or not math.isfinite(self.value):
             return math.nan
-        at_least = self.name.startswith(("attainment", "worst adapter", "goodput"))
-        return (self.value - self.limit) / self.limit * (1 if at_least else -1)
+        return (self.value - self.limit) / self.limit * (1 if self.name.startswith(_AT_LEAST) else -1)
 
 
 def checks(
@@ -63,6 +69,18 @@ def checks(
         *_share_checks(required, measured, is_good),
         *_rate_checks(required, measured, is_good),
         *_correctness_checks(required, correctness, references),
+    ]
+
+
+def doubted(found: Sequence[Check], late: Sequence[str]) -> list[Check]:
+    """The checks of a run whose client was late: what depends on times is left open, and says why."""
+    if not late:
+        return list(found)
+    return [
+        replace(check, verdict=Verdict.INCONCLUSIVE, note="the client was late")
+        if check.timed and check.verdict is not Verdict.INCONCLUSIVE
+        else check
+        for check in found
     ]
 
 

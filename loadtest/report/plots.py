@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +33,26 @@ class Plot:
     caption: str
     figure: Figure
 
-    def inline(self) -> str:
-        """SVG for a page: transparent, text as text, ink in the page's colour."""
+    @cached_property
+    def svg(self) -> str:
+        """Transparent SVG, text as text; drawing it takes a while, so it is drawn once."""
         buffer = io.StringIO()
         self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         text = buffer.getvalue()
-        text = text[text.index("<svg") :].replace(_INK, "currentColor")
+        return text[text.index("<svg") :]
+
+    def inline(self) -> str:
+        """SVG for a page: ink in the page's colour."""
+        text = self.svg.replace(_INK, "currentColor")
         for mark in ('id="', "url(#", 'xlink:href="#'):  # ids of several plots must not meet in one page
             text = text.replace(mark, f"{mark}{self.name}-")
         return text
 
     def save(self, folder: Path) -> None:
         """Write <name>.svg and <name>.png."""
-        for kind in ("svg", "png"):
-            self.figure.savefig(folder / f"{self.name}.{kind}", facecolor="white", dpi=144)
+        white = self.svg.replace("<svg ", '<svg style="background: white" ', 1)
+        (folder / f"{self.name}.svg").write_text(white)
+        self.figure.savefig(folder / f"{self.name}.png", facecolor="white", dpi=144)
 
 
 def plots(results: list[Result]) -> Iterator[Plot]:
@@ -87,6 +94,8 @@ def _draw(name: str, title: str, caption: str, drawing: Any) -> Plot:
         axes.set_prop_cycle(color=_COLOURS)
         axes.grid(visible=True, alpha=0.25)
         drawing(figure, axes)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # once is enough for all formats
     return Plot(name, title, caption, figure)
 
 

@@ -69,6 +69,7 @@ def notes(data: dict[str, Any]) -> Iterator[str]:
         if case["gone"]:
             yield f"{name}: {case['gone']}"
         yield from (f"{name}: INVALID: {problem}" for problem in case["client"]["problems"])
+        yield from (f"{name}: the client was late: {reason}" for reason in case["client"]["late"])
         if case["growing"]:
             yield f"{name}: requests under way kept growing: the rate is above what the target can do"
         yield from (f"{name}: {one['name']}: {one['note']}" for one in case["checks"] if one["note"])
