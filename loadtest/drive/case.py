@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.client import AsyncClient, RequestError
@@ -15,6 +15,7 @@ from loadtest.drive import actions
 from loadtest.drive.crew import drive
 from loadtest.drive.driver import Job
 from loadtest.drive.own_server import OwnServer
+from loadtest.drive.proxy import proxied
 from loadtest.drive.records import Beat, Record
 from loadtest.drive.targets import TargetSpec
 from loadtest.errors import BadInput, Exit, TargetGone
@@ -22,7 +23,7 @@ from loadtest.judge import canaries, correctness, measures, validity, verdict
 from loadtest.judge.aliases import Aliases
 from loadtest.judge.statistics import percentile
 from loadtest.plan import arrivals
-from loadtest.plan.scenario import Case, Workload
+from loadtest.plan.scenario import NETWORK_ACTIONS, Case, Workload
 from loadtest.plan.strict import nearest
 from loadtest.plan.tape import Tape, build, noisy_adapter
 
@@ -171,19 +172,14 @@ async def run_case(site: Site, case: Case, on_batch: OnBatch = lambda *_: None, 
 
     job = Job(tape, site.prompts, workload.seed, workload.duration, workload.drain, workload.max_inflight)
     stage = _stage(site, workload, names)
-    playing = asyncio.create_task(_play(workload, stage, started)) if stage else None
     try:
-        await drive(job, site.spec, emit, site.workers, started.append)
-        if playing:
-            await playing
+        async with _network(site, workload, stage) as spec, _playing(workload, stage, started) as played:
+            await drive(job, spec, emit, site.workers, started.append)
+            await played
     except asyncio.CancelledError:
         interrupted = True
         if task := asyncio.current_task():
             task.uncancel()  # what was measured is still reported
-    finally:
-        if playing:
-            playing.cancel()
-            await asyncio.gather(playing, return_exceptions=True)
     start = started[0] if started else time.monotonic()
     end_s = min(workload.duration, time.monotonic() - start) if interrupted else workload.duration
     gone = "" if interrupted else await _still_there(site)
@@ -196,7 +192,33 @@ def _stage(site: Site, workload: Workload, names: tuple[str, ...]) -> actions.St
     return actions.Stage(site.client, site.aliases, site.own, names[0] if names else "")
 
 
-async def _play(workload: Workload, stage: actions.Stage, started: list[float]) -> None:
+@contextlib.asynccontextmanager
+async def _network(site: Site, workload: Workload, stage: actions.Stage | None) -> AsyncIterator[TargetSpec]:
+    """Whom the clients ask: the target, or proxies before it where connections are to be disturbed."""
+    if stage is None or not any(action.do in NETWORK_ACTIONS for action in workload.actions):
+        yield site.spec
+        return
+    async with proxied(site.spec.addresses) as proxies:
+        stage.network = tuple(proxies.values())
+        yield replace(site.spec, addresses=tuple(proxies))
+
+
+@contextlib.asynccontextmanager
+async def _playing(
+    workload: Workload, stage: actions.Stage | None, started: list[float]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """The actions, under way as a task; what is left of them at the end is not done any more."""
+    task = asyncio.create_task(_play(workload, stage, started))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _play(workload: Workload, stage: actions.Stage | None, started: list[float]) -> None:
+    if stage is None:
+        return
     while not started:  # noqa: ASYNC110 - the workers start within a second or two
         await asyncio.sleep(0.01)
     stage.start = started[0]

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+
+import psutil
 
 from engine.client import AsyncClient, RequestError
 from loadtest.drive.markers import write_marker
@@ -20,6 +22,7 @@ from loadtest.errors import BadInput, TargetGone
 from loadtest.plan.scenario import Case
 
 _START_S = 240.0
+_ENGINE = "VLLM::"  # how vLLM's own processes call themselves
 
 
 class OwnServer:
@@ -63,21 +66,35 @@ class OwnServer:
                     raise TargetGone(f"loraplex serve ended: {(self.folder / 'server.log').read_text()[-1500:]}")
             await waiting
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal to the server and all processes that it started."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
+    def signal_engine(self, number: Signals) -> str:
+        """Send a signal to the processes of the engine alone; returns their names. Raises BadInput when there are none."""
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process else []
+        names = []
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                name = (child.cmdline() or [""])[0]
+                if name.startswith(_ENGINE):
+                    child.send_signal(number)
+                    names.append(name.removeprefix(_ENGINE))
+        if not names:
+            raise BadInput("the engine has no process of its own", "Serve a model with --engine vllm.")
+        return ", ".join(sorted(names))
+
     def stop(self) -> None:
         """End it: politely, then not."""
         if not self.process:
             return
-        self.signal(signal.SIGCONT)
-        self.process.send_signal(signal.SIGTERM)
+        self.signal(SIGCONT)
+        self.process.send_signal(SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        self.signal(signal.SIGKILL)
+        self.signal(SIGKILL)
         self.process.wait(10)
 
     async def publish(self, name: str, seed: int, rank: int = 8, *, broken: bool = False) -> str:

@@ -21,17 +21,24 @@ from loadtest.plan.strict import Strict, checked, nearest, read_yaml
 from loadtest.plan.values import Seconds, Share
 
 Length = Annotated[str, BeforeValidator(str), AfterValidator(lengths.valid)]
-SERVER_ACTIONS = ("kill", "stop", "break_registry")
+SERVER_ACTIONS = ("publish", "publish_bad", "kill", "stop", "kill_engine", "stop_engine", "break_registry")
+"""What only a server that the tool started itself can be made to suffer."""
+NETWORK_ACTIONS = ("drop_connections", "stall_network")
+"""What is done to the connections, through a proxy."""
 
 
 class Action(Strict):
     """Something done to the server while the load runs, once or again and again."""
 
-    do: Literal["publish", "publish_bad", "promote", "rollback", "preload", "unload", "kill", "stop", "break_registry"]
+    do: Literal[
+        "publish", "publish_bad", "promote", "rollback", "preload", "unload",
+        "kill", "stop", "kill_engine", "stop_engine", "break_registry",
+        "drop_connections", "stall_network",
+    ]  # fmt: skip
     at: Seconds = Field(0.0, description="Seconds after the load's start.")
     every: Seconds | None = Field(None, gt=0, description="Then again and again.")
     adapter: str = Field("", description="Which one; left out: the most popular.")
-    lasts: Seconds = Field(1.4, description="How long a stopped process or a broken registry stays so.")
+    lasts: Seconds = Field(1.4, description="How long what is stopped, stalled or broken stays so.")
 
 
 class Burst(Strict):

@@ -148,7 +148,7 @@ async def test_interrupted(scripted: ScriptedServer, tmp_path: Path) -> None:
         stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        while len(scripted.logs) < 20:  # noqa: ASYNC110 - it has sent that many
+        while len(scripted.logs) < 20:
             await asyncio.sleep(0.02)
         os.killpg(run.pid, signal.SIGINT)
         _, said = await asyncio.wait_for(run.communicate(), 30)
