@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
 import psutil
 
 from engine.client import AsyncClient, RequestError
+from loadtest.drive.fleet import fleet
 from loadtest.drive.markers import write_marker
 from loadtest.errors import BadInput, TargetGone
 from loadtest.plan.scenario import Case
@@ -112,42 +113,37 @@ class OwnServer:
 
 @contextlib.asynccontextmanager
 async def own_server(
-    model: Path, adapters: Sequence[Path], cases: Sequence[Case], engine: str = "vllm"
+    model: Path,
+    adapters: Sequence[Path],
+    cases: Sequence[Case],
+    engine: str = "vllm",
+    settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[OwnServer]:
     """Start a server that has what the cases need: `adapters` published as their folders are named, and markers."""
-    settings: dict[str, object] = {"engine": engine}
+    needed: dict[str, object] = {"engine": engine} | dict(settings or {})
     for case in cases:
         for name, value in case.server.settings.items():
-            if settings.setdefault(name, value) != value:
-                raise BadInput(
-                    f"{case.title} needs {name}={value}, another scenario {settings[name]}", "Run them apart."
-                )
+            if needed.setdefault(name, value) != value:
+                raise BadInput(f"{case.title} needs {name}={value}, another scenario {needed[name]}", "Run them apart.")
     with tempfile.TemporaryDirectory(prefix="loraplex-loadtest-") as folder:
-        server = OwnServer(Path(folder), model, settings)
+        server = OwnServer(Path(folder), model, needed)
+        server.template = adapters[0] if adapters else None
         server.start()
         try:
             await server.ready()
-            await _publish_all(server, adapters, cases)
+            await _publish_all(server, fleet(adapters, cases, Path(folder) / "markers"))
             yield server
         finally:
             server.stop()
 
 
-async def _publish_all(server: OwnServer, adapters: Sequence[Path], cases: Sequence[Case]) -> None:
+async def _publish_all(server: OwnServer, folders: Mapping[str, Path]) -> None:
     async with AsyncClient(server.address, timeout_s=120) as client:
-        for folder in adapters:
-            name = folder.parent.name if folder.name.startswith("v") else folder.name
+        for name, folder in folders.items():
             try:
                 await client.adapters.publish(folder, name, publisher="loadtest")
             except (RequestError, OSError) as error:
-                raise BadInput(f"cannot publish {folder}: {error}") from error
-    server.template = adapters[0] if adapters else None
-    ranks = max((case.server.ranks for case in cases), key=len, default=(8,))
-    for number in range(max((case.server.markers for case in cases), default=0)):
-        try:
-            await server.publish(f"load-{number + 1:03}", number, ranks[number % len(ranks)])
-        except RequestError as error:
-            raise BadInput(f"cannot publish load-{number + 1:03}: {error}") from error
+                raise BadInput(f"cannot publish {folder} as {name}: {error}") from error
 
 
 def _free_port() -> int:

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from engine.client import AsyncClient
-from loadtest.drive.case import Result, Site, asked_adapters, look, run_case, take_references
+from loadtest.drive.case import Result, run_case
+from loadtest.drive.site import Site, asked_adapters, look, take_references
 from loadtest.drive.targets import TargetSpec
 from loadtest.judge.canaries import References
 from loadtest.judge.statistics import percentile

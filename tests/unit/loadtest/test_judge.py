@@ -96,6 +96,13 @@ def test_worst_adapter() -> None:
     assert found["worst adapter: small"] is Verdict.FAILS
 
 
+def test_slowdown_of_nothing() -> None:
+    """Where no request was sent alone, a slowdown can be neither good nor bad, and the error rate is judged all the same."""
+    required = Requirements.model_validate({"good": {"slowdown": "5x"}, "attainment": 0.9, "error_rate": 0.1})
+    found = judged([record(row) for row in range(99)], required)
+    assert (found["attainment"], found["error rate"]) == (Verdict.INCONCLUSIVE, Verdict.MEETS)
+
+
 def test_exit_codes() -> None:
     """A wrong answer outranks an invalid run, which outranks a missed requirement."""
     records = [record(row, first=9.0) for row in range(60)]

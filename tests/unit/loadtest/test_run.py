@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from engine.client import AsyncClient
 from loadtest.cli import app
-from loadtest.commands import Options, execute
-from loadtest.drive.case import Site, look, run_case
+from loadtest.commands.run import Options, execute
+from loadtest.drive.case import run_case
 from loadtest.drive.markers import write_marker
+from loadtest.drive.site import Site, look
 from loadtest.drive.targets import TargetSpec
 from loadtest.errors import BadInput, Exit, TargetGone
 from loadtest.plan.scenario import Case, load, shipped
@@ -165,7 +166,7 @@ async def test_interrupted(scripted: ScriptedServer, tmp_path: Path) -> None:
 
 async def test_dying_target(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that goes away during the run ends it with exit code 5, whatever was measured before."""
-    monkeypatch.setattr("loadtest.drive.case._STILL_S", 0.3)
+    monkeypatch.setattr("loadtest.drive.site._STILL_S", 0.3)
     async with trials.site(scripted) as found:
         load = trials.workload(duration=0.2)
         run = asyncio.create_task(run_case(found, Case(scenario="s", name="", workload=load)))
