@@ -154,6 +154,7 @@ class VllmEngine:
             "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
             "enable_prefix_caching": settings.prefix_cache,
             "gpu_memory_utilization": settings.gpu_memory_share,
+            "tensor_parallel_size": settings.tensor_parallel,
             "scheduling_policy": "priority",
             "structured_outputs_config": {"backend": "guidance"},
             "logits_processors": [PROCESSOR],
