@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, cluster, doctor, generate, root, router, serve
+    from engine.commands import adapters, base, cluster, doctor, generate, root, router, serve, simulate
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -30,6 +30,7 @@ def make_app() -> typer.Typer:
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(base.app, name="base")
     app.add_typer(cluster.app, name="cluster")
+    app.command("simulate")(simulate.simulate)
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")
     return app
