@@ -13,7 +13,20 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, cluster, doctor, generate, root, router, serve, simulate
+    from engine.commands import (
+        adapters,
+        base,
+        cluster,
+        doctor,
+        evaluate,
+        generate,
+        merge,
+        root,
+        router,
+        serve,
+        simulate,
+        train,
+    )
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -28,6 +41,10 @@ def make_app() -> typer.Typer:
     app.command("router")(router.command)
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
+    app.command("train")(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command("compare")(evaluate.compare)
+    app.command("merge")(merge.merge)
     app.add_typer(base.app, name="base")
     app.add_typer(cluster.app, name="cluster")
     app.command("simulate")(simulate.simulate)

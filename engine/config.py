@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Devices that share the model, a worker process each; they must divide its heads."
+    )
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
     lora_kernels: Literal["auto", "force", "off"] = Field(
@@ -63,7 +66,6 @@ class Settings(BaseSettings):
     max_restarts: int = Field(
         5, ge=0, le=1000, description="Restarts of a dead engine in ten minutes; one more, and /healthz says so."
     )
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that the base model is split over.")
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 
     # Who goes next

@@ -25,6 +25,14 @@
     │   ├── NoReplica                 UNAVAILABLE          no replica of the base is there just now
     │   ├── StreamLost                UNAVAILABLE          a replica failed, and its answer cannot be gone on with
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
+    ├── the recipe, the data or the suite must change (the command line's train, eval and merge)
+    │   ├── InvalidRecipe             INVALID_ARGUMENT     a key of a training recipe is wrong
+    │   ├── InvalidRows               INVALID_ARGUMENT     rows of a file are wrong: which ones, and why
+    │   ├── InvalidRequirement        INVALID_ARGUMENT     a requirement expression cannot be read
+    │   ├── RequirementNotMet         FAILED_PRECONDITION  a version's scores are below what was required
+    │   ├── NoSpace                   FAILED_PRECONDITION  the disk has no room for what is to be written
+    │   ├── TrainingFailed            FAILED_PRECONDITION  a run ended without an adapter
+    │   └── MergeRefused              FAILED_PRECONDITION  the merge would lose the adapter
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
@@ -317,6 +325,82 @@ class RegistryUnavailable(Unavailable):
 
     def __init__(self, doing: str, why: str) -> None:
         super().__init__(f"the registry failed while {doing}: {why}")
+
+
+class InvalidRecipe(LoraplexError):
+    """A key of a training recipe is wrong; `key` is its dotted path."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_RECIPE"
+    fix = "Correct the key; `loraplex train --init` writes a recipe with every key explained."
+
+    def __init__(self, key: str, problem: str, *, fix: str | None = None) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem, fix=fix)
+        self.key = key
+
+
+class InvalidRows(LoraplexError):
+    """Rows of a file of training data or of an evaluation suite are wrong; `rows` holds (line number, reason) pairs."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_ROWS"
+    fix = "Correct or remove these rows."
+    shown = 10
+
+    def __init__(self, file: str, rows: list[tuple[int, str]], *, fix: str | None = None) -> None:
+        lines = [f"  row {number}: {problem}" for number, problem in rows[: self.shown]]
+        more = [f"  and {len(rows) - self.shown} more"] if len(rows) > self.shown else []
+        count = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+        super().__init__("\n".join([f"{file}: {count} wrong", *lines, *more]), fix=fix)
+        self.rows = rows
+
+
+class InvalidRequirement(LoraplexError):
+    """A requirement expression cannot be read."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUIREMENT"
+    fix = "Join conditions with 'and': a metric, >=, >, <= or < and a number; or 'not worse than current'."
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(f"the requirement {text!r} cannot be read: {problem}")
+
+
+class RequirementNotMet(LoraplexError):
+    """A version's scores are below what was required of it."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "REQUIREMENT_NOT_MET"
+    fix = "Train a better version, or require less."
+
+    def __init__(self, ref: str, failures: list[str]) -> None:
+        super().__init__(f"{ref} is not promoted: {'; '.join(failures)}")
+        self.failures = failures
+
+
+class NoSpace(LoraplexError):
+    """The disk has no room for what is to be written."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NO_SPACE"
+    fix = "Free some space, or choose a folder on another disk."
+
+    def __init__(self, what: str, needed: str, free: str) -> None:
+        super().__init__(f"{what} takes about {needed}, and {free} are free")
+
+
+class TrainingFailed(LoraplexError):
+    """A training run ended without an adapter."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "TRAINING_FAILED"
+
+
+class MergeRefused(LoraplexError):
+    """The merge would lose the adapter, or cannot be computed."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "MERGE_REFUSED"
 
 
 class BaseModelNotFound(LoraplexError):
