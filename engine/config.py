@@ -45,6 +45,7 @@ class Settings(BaseSettings):
         False, description="Allow a --host that other machines reach, although nothing authenticates."
     )
     reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+    fleet: str = Field("", max_length=64, description="The fleet that it belongs to, for routers to check.")
 
     # The engine
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision to compute in.")
@@ -148,6 +149,7 @@ class RouterSettings(BaseSettings):
     fleet: Path | None = Field(
         None, description="Or a YAML file, `replicas: [host:port, ...]`, followed as it changes."
     )
+    name: str = Field("", max_length=64, description="The fleet's name; servers that say another --fleet are left out.")
     poll_s: float = Field(0.25, gt=0, le=60, description="How often to ask each replica how it is.")
     give_up_s: float = Field(
         30.0, ge=0, le=3600, description="How long a request that fails on every replica is tried again."

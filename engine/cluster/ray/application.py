@@ -198,7 +198,7 @@ def engine_settings(spec: ClusterSettings, host: str, port: int) -> dict[str, An
     """Settings of one server. Raises BadConfiguration."""
     given: dict[str, Any] = {
         "model": spec.model, "registry": spec.registry, "cache": spec.cache, "host": host, "port": port, "http_port": 0,
-        "allow_remote": spec.allow_remote, "tensor_parallel": max(1, spec.gpus), "log_format": "json",
+        "fleet": spec.name, "allow_remote": spec.allow_remote, "tensor_parallel": max(1, spec.gpus), "log_format": "json",
     }  # fmt: skip
     return load(Settings, **(given | spec.engine)).model_dump(mode="json")
 
@@ -206,7 +206,7 @@ def engine_settings(spec: ClusterSettings, host: str, port: int) -> dict[str, An
 def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
     """Settings of one router. Raises BadConfiguration."""
     given: dict[str, Any] = {
-        "fleet": file, "host": spec.host, "port": spec.port, "http_port": spec.http_port,
+        "fleet": file, "name": spec.name, "host": spec.host, "port": spec.port, "http_port": spec.http_port,
         "allow_remote": spec.allow_remote, "log_format": "json",
     }  # fmt: skip
     return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
