@@ -16,7 +16,7 @@ READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test test-fast check proto bench loadtest loadtest-selftest clean
+.PHONY: help setup model demo cluster-demo serve test test-fast check proto bench loadtest loadtest-selftest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ model: setup ## prepare the small base model of the demo and the tests
 
 demo: model ## three adapters and the base in one batch; promote, roll back, stop
 	@$(BIN)/python examples/demo.py --model $(MODEL) $(ARGS)
+
+cluster-demo: model ## two engines on Ray behind a router; one is killed under traffic, and no answer is lost
+	@$(BIN)/python examples/cluster_demo.py --model $(MODEL) $(ARGS)
 
 serve: model ## serve the demo's adapters until Ctrl-C
 	@$(BIN)/python examples/demo.py --model $(MODEL) --serve $(ARGS)

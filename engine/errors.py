@@ -38,6 +38,8 @@
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
         ├── AddressInUse              FAILED_PRECONDITION  another process has the port
         ├── BadConfiguration          INVALID_ARGUMENT     a setting is wrong
+        ├── NotEnoughResources        FAILED_PRECONDITION  the Ray cluster is too small
+        ├── NoCluster                 NOT_FOUND            there is no fleet of this name
         ├── CorruptVersion            DATA_LOSS            stored bytes do not match their digest
         └── InternalError             INTERNAL             a bug of ours; details are in the server's log only
 
@@ -440,6 +442,29 @@ class BadConfiguration(LoraplexError):
     status = "INVALID_ARGUMENT"
     reason = "BAD_CONFIGURATION"
     fix = "See `loraplex serve --help` for every setting and its limits."
+
+
+class NotEnoughResources(LoraplexError):
+    """The Ray cluster has too few CPUs or GPUs. `missing` maps a resource to (wanted, present)."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_ENOUGH_RESOURCES"
+    fix = "Add nodes, ask for fewer replicas, or for less with --cpus and --gpus."
+
+    def __init__(self, replicas: int, missing: dict[str, tuple[float, float]]) -> None:
+        told = ", ".join(
+            f"{wanted:g} {name}s, there are {there:g}" for name, (wanted, there) in sorted(missing.items())
+        )
+        super().__init__(f"{replicas} replicas need {told}")
+        self.missing = missing
+
+
+class NoCluster(LoraplexError):
+    """Nothing of ours runs on the Ray cluster, or there is none."""
+
+    status = "NOT_FOUND"
+    reason = "NO_CLUSTER"
+    fix = "Start one with `loraplex cluster up`, or name it with --ray and --name."
 
 
 class CorruptVersion(LoraplexError):

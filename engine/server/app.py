@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ SERVICES = (
     *adapters_pb2.DESCRIPTOR.services_by_name.values(),
     *engine_pb2.DESCRIPTOR.services_by_name.values(),
 )
+END_WITH_PARENT = "LORAPLEX_END_WITH_PARENT"  # environment: the parent's process id
+_PARENT_S = 0.5  # between looks at it
 _HEALTH_S = 0.1  # between looks at the engine
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 60_000),
@@ -243,6 +246,17 @@ def make_engine(settings: Settings) -> Engine:
     return VllmEngine(settings, settings.model)
 
 
+async def set_with_parent(stopping: asyncio.Event) -> None:
+    """Set the event when the process that started this one is gone, if that asked for it (see END_WITH_PARENT)."""
+    parent = os.environ.get(END_WITH_PARENT, "")
+    while parent:
+        await asyncio.sleep(_PARENT_S)
+        if str(os.getppid()) != parent:
+            log.warning("the process that started this one is gone: draining")
+            stopping.set()
+            return
+
+
 async def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT, then drain and stop it. Raises what `App.start` raises."""
     app = App(settings)
@@ -250,6 +264,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    watching = asyncio.create_task(set_with_parent(stopping))
     starting = asyncio.create_task(app.start())
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -260,5 +275,6 @@ async def serve(settings: Settings) -> None:
     finally:
         starting.cancel()
         waiting.cancel()
-        await asyncio.gather(starting, waiting, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(starting, waiting, watching, return_exceptions=True)
         await app.stop()
