@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, evaluate, generate, merge, root, serve, train
+    from engine.commands import adapters, base, doctor, evaluate, generate, merge, readapt, root, serve, train
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -31,6 +31,8 @@ def make_app() -> typer.Typer:
     app.command("eval")(evaluate.evaluate)
     app.command("compare")(evaluate.compare)
     app.command("merge")(merge.merge)
+    app.command("readapt")(readapt.readapt)
+    base.app.command("check")(readapt.check)
     app.add_typer(base.app, name="base")
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")

@@ -18,6 +18,8 @@ COMMANDS = [
     ("eval",),
     ("compare",),
     ("merge",),
+    ("readapt",),
+    ("base", "check"),
     ("base", "fingerprint"),
     *(
         ("adapters", name)
