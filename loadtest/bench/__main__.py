@@ -12,6 +12,7 @@ from loadtest.bench.child import ContenderDied
 from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
+from loadtest.bench.tuning.command import tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile):
+for part in (adapters, frontend, memory, profile, tuning):
     app.command()(part)
 
 
@@ -29,13 +30,13 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All four parts as they are without options, one after the other: about 22 minutes on two cores.
+    """All five parts as they are without options, one after the other: about 34 minutes on two cores.
 
     Examples:
       make bench ARGS="all"
       make bench ARGS="all --report docs/bench"
     """
-    for part in (adapters, frontend, memory, profile):
+    for part in (adapters, frontend, memory, profile, tuning):
         app(args=[part.__name__, "--model", str(model), "--report", str(report)], standalone_mode=False)
 
 
