@@ -25,7 +25,7 @@ COMMANDS = [
         ("adapters", name)
         for name in (
             "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "unalias", "delete",
-            "preload", "pin", "unpin", "unload", "watch",
+            "preload", "pin", "unpin", "unload", "watch", "import", "export",
         )
     ),
 ]  # fmt: skip
