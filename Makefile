@@ -10,13 +10,14 @@ MODEL ?= .models/smollm2-135m-instruct
 ARGS ?=
 
 BIN := .venv/bin
+EXAMPLES := support/v1 support/v2 legal/v1 code/v1
 ADAPTERS := $(addprefix examples/,support/v1 legal/v1 code/v1)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo cluster-demo serve test test-fast check proto bench loadtest loadtest-selftest clean
+.PHONY: help setup model demo cluster-demo serve examples test test-fast check proto bench loadtest loadtest-selftest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +42,10 @@ cluster-demo: model ## two engines on Ray behind a router; one is killed under t
 
 serve: model ## serve the demo's adapters until Ctrl-C
 	@$(BIN)/python examples/demo.py --model $(MODEL) --serve $(ARGS)
+
+examples: model ## make the demo's data and adapters again, by their recipes: about 16 minutes on two cores
+	$(BIN)/python examples/make_data.py
+	@for version in $(EXAMPLES); do $(BIN)/loraplex train examples/$$version.yaml --out examples/$$version $(ARGS) || exit 1; done
 
 test: check model ## every check and every test (the real engine included)
 	$(BIN)/python -m pytest $(ARGS)

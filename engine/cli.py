@@ -21,6 +21,7 @@ def make_app() -> typer.Typer:
         evaluate,
         generate,
         merge,
+        readapt,
         root,
         router,
         serve,
@@ -45,6 +46,8 @@ def make_app() -> typer.Typer:
     app.command("eval")(evaluate.evaluate)
     app.command("compare")(evaluate.compare)
     app.command("merge")(merge.merge)
+    app.command("readapt")(readapt.readapt)
+    base.app.command("check")(readapt.check)
     app.add_typer(base.app, name="base")
     app.add_typer(cluster.app, name="cluster")
     app.command("simulate")(simulate.simulate)

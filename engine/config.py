@@ -35,6 +35,10 @@ class Settings(BaseSettings):
         Path(".loraplex/cache"), description="Local folder for verified copies of adapters and for fingerprints."
     )
 
+    require_signature: Path | None = Field(
+        None, description="A public key (PEM): only adapters signed with its private key are published and loaded."
+    )
+
     # Where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")

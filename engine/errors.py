@@ -9,6 +9,7 @@
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
     │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
+    │   ├── Unsigned                  FAILED_PRECONDITION  no signature by the key that this server requires
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
@@ -153,6 +154,17 @@ class OtherVersion(LoraplexError):
     def __init__(self, ref: str) -> None:
         super().__init__(f"{ref} did not begin this answer, so it cannot go on with it")
         self.ref = ref
+
+
+class Unsigned(LoraplexError):
+    """The version has no valid signature by the key that this server requires."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "UNSIGNED"
+    fix = "Publish it signed (loraplex adapters publish --sign KEY.pem) with the private key that belongs to this server's."
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(f"{what} is refused: {problem}")
 
 
 class NotFinite(LoraplexError):

@@ -14,6 +14,7 @@ from typing import TypeVar
 from engine.errors import RegistryUnavailable
 from engine.registry.manifest import FileEntry, Manifest
 from engine.registry.reader import Reader
+from engine.registry.signatures import verify
 from engine.registry.store import reason_of
 
 T = TypeVar("T")
@@ -24,9 +25,10 @@ _TEMPORARY = ".tmp-"
 class LocalCopies:
     """A folder of verified copies, `root`/<digest>. Engines may share it: a copy appears whole or not at all."""
 
-    def __init__(self, root: Path, registry: Reader) -> None:
+    def __init__(self, root: Path, registry: Reader, signed_by: Path | None = None) -> None:
         self._root = root.resolve()
         self._registry = registry
+        self._signed_by = signed_by
         self._verified: set[str] = set()
         self._under_way: dict[str, asyncio.Task[Path]] = {}
         _sweep(self._root)
@@ -34,7 +36,7 @@ class LocalCopies:
     async def get(self, manifest: Manifest) -> Path:
         """Return the absolute folder with the version's files, downloading or repairing it first if need be.
 
-        Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included).
+        Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included), Unsigned.
         """
         digest = manifest.digest
         task = self._under_way.get(digest)
@@ -71,6 +73,8 @@ class LocalCopies:
             return folder
         if not await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files)):
             await self._download(manifest, folder)
+        if self._signed_by:
+            await asyncio.to_thread(verify, folder, self._signed_by, manifest.ref)
         self._verified.add(manifest.digest)
         return folder
 

@@ -37,6 +37,7 @@ from engine.registry.catalog import Catalog
 from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
+from engine.registry.signatures import check_key
 from engine.registry.store import Store
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
@@ -161,11 +162,13 @@ class App:
 
     async def _add_services(self, registry: Registry, base: Base) -> None:
         settings, server = self.settings, _Running(self._server)
+        if settings.require_signature:
+            check_key(settings.require_signature)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
         residency = Residency(
             self.engine,
-            LocalCopies(settings.cache / "adapters", registry),
+            LocalCopies(settings.cache / "adapters", registry, settings.require_signature),
             base_fingerprint=base.fingerprint,
             capacity=settings.max_resident,
             load_timeout_s=settings.load_timeout_s,
@@ -174,7 +177,7 @@ class App:
         self.engine.keeper = residency
         self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
-        limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
+        limits = Limits(settings.max_rank, settings.max_adapter_mib * MEBIBYTE, settings.require_signature)
         adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)
         generation = GenerationService(self.generator, self.metrics, base.fingerprint)
         engine = EngineService(self.generator, self.metrics, base, settings)

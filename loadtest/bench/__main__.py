@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -13,6 +14,7 @@ from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
 from loadtest.bench.router.command import router
+from loadtest.bench.tuning.command import tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PARTS = (adapters, frontend, memory, profile, router)
+PARTS = (adapters, frontend, memory, profile, router, tuning)
 for part in PARTS:
     app.command()(part)
 
@@ -31,14 +33,15 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All parts as they are without options, one after the other: about 25 minutes on two cores.
+    """All parts as they are without options, one after the other: about 35 minutes on two cores.
 
     Examples:
       make bench ARGS="all"
       make bench ARGS="all --report docs/bench"
     """
+    os.environ[output.MODEL] = str(model)  # not all of them ask for one
     for part in PARTS:
-        app(args=[part.__name__, "--model", str(model), "--report", str(report)], standalone_mode=False)
+        app(args=[part.__name__, "--report", str(report)], standalone_mode=False)
 
 
 @app.callback()
