@@ -36,7 +36,7 @@ Names = Annotated[
     list[str],
     typer.Argument(
         metavar="SCENARIO...",
-        help="Names (see `scenarios`), such as cliff or cliff/a16, or .yaml files.",
+        help="Such as cliff or cliff/a16 (see `scenarios`), or .yaml files.",
         autocompletion=_shipped,
     ),
 ]

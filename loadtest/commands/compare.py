@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import references, shown
+from loadtest.commands.run import references, shown, wanted_cases
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -21,7 +21,7 @@ from loadtest.judge import canaries, paired
 from loadtest.judge.paired import Difference, Round
 from loadtest.judge.verdict import Verdict
 from loadtest.plan import tape as tapes
-from loadtest.plan.scenario import Case, chosen
+from loadtest.plan.scenario import Case
 from loadtest.plan.strict import read_yaml
 from loadtest.report import compared, curves, document
 from loadtest.report.write import new_folder, write
@@ -95,7 +95,9 @@ def _judged_ones(result: Result) -> list[Record]:
 async def compare(options: CompareOptions, folder: Path, *, as_json: bool) -> Exit:
     """Run all cases in turns, write the report, print the ratios; returns the exit code."""
     _check(options)
-    wanted = chosen(options.names, quick=options.quick, overrides=options.overrides)
+    wanted = wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
     new_folder(folder)
     async with contextlib.AsyncExitStack() as stack:
         comparison = Comparison(await _sides(options, wanted, stack))

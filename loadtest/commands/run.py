@@ -17,6 +17,7 @@ from rich.text import Text
 
 from loadtest.cli import err, out
 from loadtest.drive.case import Result, resolved, run_case
+from loadtest.drive.fleet import own_adapters
 from loadtest.drive.openers import remote, served
 from loadtest.drive.records import Beat, Record, Status
 from loadtest.drive.site import Site, asked_adapters, take_references
@@ -88,7 +89,17 @@ def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:
         data = {"duration": longest, "warmup": 0, "adapters": tape.adapters, **options.overrides}
         data["arrival"] = f"closed:{tape.callers}" if tape.callers else "constant:1"
         return [Case(scenario="replay", name="", workload=checked(Workload, data, "replay"))]
-    return chosen(options.names, quick=options.quick, overrides=options.overrides)
+    return wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
+
+
+def wanted_cases(
+    names: list[str], serve: Path | None, adapters: list[Path], *, quick: bool, overrides: dict[str, Any]
+) -> list[Case]:
+    """The cases that the command line names; on a server of our own each asks its own adapters."""
+    found = chosen(names, quick=quick, overrides=overrides)
+    return [own_adapters(case, adapters) for case in found] if serve else found
 
 
 @contextlib.asynccontextmanager

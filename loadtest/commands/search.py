@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import Options, opened, references, shown
+from loadtest.commands.run import Options, opened, references, shown, wanted_cases
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -19,7 +19,7 @@ from loadtest.errors import BadInput, Exit
 from loadtest.judge.verdict import Verdict, replicas
 from loadtest.plan import arrivals
 from loadtest.plan.requirements import Requirements
-from loadtest.plan.scenario import Case, chosen
+from loadtest.plan.scenario import Case
 from loadtest.report import curves, document, searched
 from loadtest.report.write import new_folder, write
 
@@ -50,7 +50,9 @@ async def search(options: Options, bounds: Bounds, folder: Path, *, as_json: boo
 
 
 def _case(options: Options) -> Case:
-    found = chosen(options.names, quick=options.quick, overrides=options.overrides)
+    found = wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
     if len(found) != 1:
         raise BadInput(
             f"{', '.join(options.names)} has {len(found)} cases, a search takes one",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,8 +68,11 @@ async def capacity(site: Site, case: Case) -> float:
         )  # fmt: skip
         found = await run_case(site, case.model_copy(update={"workload": closed}))
         site.capacity[shape] = found.measures["completed_rate"]
-    if site.capacity[shape] <= 0:
-        raise TargetGone("the target answered nothing while its capacity was measured")
+        if site.capacity[shape] <= 0:
+            ends = Counter(f"{one.status} {one.reason}".strip() for one in found.records)
+            most = ", ".join(f"{count} {what}" for what, count in ends.most_common(3)) or "nothing was sent"
+            where = ", ".join(site.spec.addresses)
+            raise TargetGone(f"{where} answered nothing while its capacity was measured: {most}")
     return site.capacity[shape]
 
 

@@ -104,7 +104,7 @@ def options(targets: list[str], **changes: Any) -> CompareOptions:
 
 async def test_compare(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A slower server is found to be worse, in a report that fits its schema; a wrong answer of B outranks that."""
-    slow = ScriptedServer(Script(ttft_s=(0.4,)))
+    slow = ScriptedServer(Script(ttft_s=(0.25,)))
     await slow.start()
     try:
         targets = [f"127.0.0.1:{server.port}" for server in (scripted, slow)]
