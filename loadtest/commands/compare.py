@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import references, shown, wanted_cases
+from loadtest.commands.run import end_on_sigterm, references, shown, wanted_cases
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -27,7 +27,7 @@ from loadtest.report import compared, curves, document
 from loadtest.report.write import new_folder, write
 
 PEERS = ("vllm",)
-QUANTILES = tuple(n / 20 for n in range(1, 20))
+QUANTILES = (0.05, *(n / 10 for n in range(1, 10)), 0.95)
 """Where the plot of the ratios has its points."""
 
 
@@ -99,6 +99,7 @@ async def compare(options: CompareOptions, folder: Path, *, as_json: bool) -> Ex
         options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
     )
     new_folder(folder)
+    end_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
         comparison = Comparison(await _sides(options, wanted, stack))
         await _prepare(comparison, wanted)

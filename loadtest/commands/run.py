@@ -51,9 +51,7 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
     tape = tapes.read(options.tape) if options.tape else None
     wanted = _wanted(options, tape)
     new_folder(folder)
-    # A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does.
-    if task := asyncio.current_task():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    end_on_sigterm()
     results: list[Result] = []
     async with opened(options, wanted) as site:
         await references(site, wanted)
@@ -71,6 +69,12 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
         show(data)
         out.print(f"report: {folder / 'report.html'}")
     return document.worst(results)
+
+
+def end_on_sigterm() -> None:
+    """A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def show(data: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import Options, opened, references, shown, wanted_cases
+from loadtest.commands.run import Options, end_on_sigterm, opened, references, shown, wanted_cases
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -39,6 +39,7 @@ async def search(options: Options, bounds: Bounds, folder: Path, *, as_json: boo
     """Search, write the report, print the curve; returns the exit code."""
     case = _case(options)
     new_folder(folder)
+    end_on_sigterm()
     async with opened(options, [case]) as site:
         await references(site, [case])
         case = await resolved(case, site)

@@ -32,7 +32,7 @@ PROBE = """<script>addEventListener('load', () => {
 
 
 async def report(scripted: ScriptedServer) -> tuple[str, str]:
-    """The verdict and the page of a run with a wrong answer, several adapters and an action, so that every section has something in it."""
+    """The verdict and the page of a run with a wrong answer, several adapters and an action: every section has something."""
     scripted.reset(Script(fault="wrong_adapter"))
     async with trials.site(scripted) as found:
         found.slots = 2

@@ -137,7 +137,7 @@ def options(server: ScriptedServer, name: str = "smoke", **overrides: object) ->
 async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A budget that runs out leaves a report with the curve so far, and the replicas that it takes at least."""
     required = {"requirements": {"ttft": {"p50": "60s"}, "error_rate": None}}
-    code = await search(options(scripted, **required), Bounds(50, 0.05, 1.0, 3, 1000), tmp_path / "run", as_json=False)
+    code = await search(options(scripted, **required), Bounds(50, 0.05, 0.6, 3, 1000), tmp_path / "run", as_json=False)
     data = json.loads((tmp_path / "run" / "run.json").read_text())
     document.check(data)
     assert code == data["exit"] == Exit.UNRESOLVED
