@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from loadtest.cli import err, out
-from loadtest.commands.run import end_on_sigterm, references, shown, wanted_cases
+from loadtest.commands.run import end_on_sigterm, references, show, shown, wanted_cases
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -23,7 +21,7 @@ from loadtest.judge.verdict import Verdict
 from loadtest.plan import tape as tapes
 from loadtest.plan.scenario import Case
 from loadtest.plan.strict import read_yaml
-from loadtest.report import compared, curves, document
+from loadtest.report import curves, document
 from loadtest.report.write import new_folder, write
 
 PEERS = ("vllm",)
@@ -203,10 +201,7 @@ def _report(comparison: Comparison, folder: Path, *, as_json: bool) -> Exit:
     if as_json:
         out.print_json(data=data)
         return code
-    out.print(compared.table(data))
-    for note in compared.notes(data):
-        out.print(Text(f"  {note}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{compared.verdict(data)}[/]")
+    show(data)
     out.print(f"report: {folder / 'report.html'}")
     return code
 

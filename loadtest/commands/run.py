@@ -27,7 +27,7 @@ from loadtest.plan import tape as tapes
 from loadtest.plan.scenario import Case, Workload, chosen
 from loadtest.plan.strict import checked
 from loadtest.report import document, texts
-from loadtest.report.write import new_folder, write
+from loadtest.report.write import WORDS, new_folder, write
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,15 @@ def end_on_sigterm() -> None:
 
 
 def show(data: dict[str, Any]) -> None:
-    """Print the tables, what a reader must know, and the verdict."""
-    out.print(texts.measures_table(data))
-    out.print()
-    out.print(texts.checks_table(data))
-    for note in texts.notes(data):
+    """Print the tables of a run, a comparison or a search, what a reader must know, and the verdict."""
+    words = WORDS[data["kind"]]
+    if data["kind"] == "run":
+        out.print(texts.measures_table(data))
+        out.print()
+    out.print(words.table(data))
+    for note in words.notes(data):
         out.print(Text(f"  {note}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{data['verdict']}[/]")
+    out.print(f"\n[bold]{words.verdict(data)}[/]")
 
 
 def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:

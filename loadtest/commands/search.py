@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import Options, end_on_sigterm, opened, references, shown, wanted_cases
+from loadtest.commands.run import Options, end_on_sigterm, opened, references, show, shown, wanted_cases
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -20,7 +20,7 @@ from loadtest.judge.verdict import Verdict, replicas
 from loadtest.plan import arrivals
 from loadtest.plan.requirements import Requirements
 from loadtest.plan.scenario import Case
-from loadtest.report import curves, document, searched
+from loadtest.report import curves, document
 from loadtest.report.write import new_folder, write
 
 
@@ -118,10 +118,7 @@ def _report(found: Found, site: Site, bounds: Bounds, folder: Path, *, as_json: 
     if as_json:
         out.print_json(data=data)
         return code
-    out.print(searched.table(data))
-    for line in searched.notes(data):
-        out.print(Text(f"  {line}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{searched.verdict(data)}[/]")
+    show(data)
     out.print(f"report: {folder / 'report.html'}")
     return code
 

@@ -99,6 +99,12 @@ def _goodput(axes: Axes, found: Found, required: Requirements) -> None:
         axes.axhline(required.attainment, color=INK, linestyle="--", linewidth=0.8)
     if found.best:
         axes.axvline(found.best, color=COLOURS[2], linewidth=0.8)
+    ordered = sorted(probes, key=lambda one: one.rate)
+    beside = axes.twinx()
+    rates, good = [one.rate for one in ordered], [one.result.measures["goodput"] for one in ordered if one.result]
+    beside.plot(rates, good, "--", marker=".", color=COLOURS[0], linewidth=1)
+    beside.set_ylim(bottom=0)
+    beside.set_ylabel("good answers/s (blue)")
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("rate")
     axes.set_ylabel("share of good answers")

@@ -57,18 +57,18 @@ def number(value: Any, unit: str) -> str:
     return f"{value:g}"
 
 
-def checks_table(data: dict[str, Any]) -> Table:
+def table(data: dict[str, Any]) -> Table:
     """One line for each requirement of each case."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in CHECKS:
-        table.add_column(heading, justify="left" if heading in ("case", "requirement", "verdict") else "right")
+        made.add_column(heading, justify="left" if heading in ("case", "requirement", "verdict") else "right")
     for case in data["cases"]:
         for at, row in enumerate(check_rows(case)):
             name, said, *values = row
-            table.add_row("" if at else case["name"], name, f"[{STYLES[said]}]{said}[/]", *values)
+            made.add_row("" if at else case["name"], name, f"[{STYLES[said]}]{said}[/]", *values)
         if not case["checks"]:
-            table.add_row(case["name"], "nothing required", "", "", "", "", "")
-    return table
+            made.add_row(case["name"], "nothing required", "", "", "", "", "")
+    return made
 
 
 def measures_table(data: dict[str, Any]) -> Table:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from loadtest.cli import app
 from loadtest.commands.run import Options
 from loadtest.commands.search import Bounds, search
 from loadtest.drive.search import Ended, Found, Probe, Run, find, samples
@@ -145,6 +147,8 @@ async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     assert data["search"]["replicas"] == -(-1000 // data["search"]["best"])
     assert (tmp_path / "run" / "plots" / "ttft-by-rate.png").is_file()
     assert "meet the requirements" in (tmp_path / "run" / "summary.md").read_text()
+    again = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert "meet the requirements" in " ".join(again.output.split())
 
 
 async def test_bad_searches(scripted: ScriptedServer, tmp_path: Path) -> None:
