@@ -17,7 +17,8 @@ READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo cluster-demo serve examples test test-fast check proto bench loadtest loadtest-selftest clean
+.PHONY: help setup model demo cluster-demo serve examples test test-fast check proto bench loadtest loadtest-compare \
+	loadtest-selftest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -72,6 +73,10 @@ bench: model ## what many adapters cost, then the front end; ARGS="adapters --fu
 
 loadtest: model ## does it meet its requirements? a quick selection on a server of its own
 	@$(BIN)/python -m loadtest run smoke steady churn --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) $(ARGS)
+
+loadtest-compare: model ## the same requests for vLLM's own server and ours, in turns: ratios
+	@$(BIN)/python -m loadtest compare --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) --peer vllm \
+		--scenario steady --scenario skew/distinct --scenario cliff/a16 --scenario neighbour $(ARGS)
 
 loadtest-selftest: setup ## test the load test: 100 planted faults, 20 clean runs
 	@$(BIN)/python -m loadtest selftest --long
