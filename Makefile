@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 	loadtest-selftest clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(READY) ## make .venv with all that is needed, for this machine (CUDA or CPU)
 
