@@ -178,7 +178,9 @@ def _show(answers: list[Answer], expected: list[Answer]) -> bool:
 
 
 async def main() -> None:
-    """Read the arguments, run the cluster around the demo."""
+    """Read the arguments, run the cluster around the demo; SIGTERM ends it as Ctrl-C does."""
+    main_task = asyncio.current_task()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: main_task and main_task.cancel())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path(".models/smollm2-135m-instruct"))
     parser.add_argument("--port", type=int, default=50050)
@@ -190,5 +192,5 @@ async def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(main())

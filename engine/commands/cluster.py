@@ -97,7 +97,6 @@ def scale(
         check_resources(spec, _resources())
         with err.status(f"scaling to {replicas}"):
             _run(spec)
-        get(fleet.remember.remote(spec.model_dump(mode="json")))
     out.print(f"{replicas} engines", highlight=False)
 
 

@@ -26,6 +26,7 @@ from engine.server.validation import parse
 log = structlog.get_logger("loraplex.call")
 
 _OURS = "/loraplex.v1."
+_FREQUENT = ("GetEngine",)  # routers ask several times a second
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
@@ -140,7 +141,8 @@ class Boundary(aio.ServerInterceptor):
         seconds = time.monotonic() - call.started
         self._metrics.call(method, call.code, seconds)
         facts = {"method": method, "code": call.code, "seconds": round(seconds, 4)} | call.facts
-        log.info("call", request_id=call.request_id, **facts)
+        tell = log.debug if method in _FREQUENT and call.code == "OK" else log.info
+        tell("call", request_id=call.request_id, **facts)
 
 
 class Call:

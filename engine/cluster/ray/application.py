@@ -29,6 +29,7 @@ from engine.cluster.routing.warming import to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
 _START_S = 600.0
+_NUMBERS = {"replicas", "max_replicas", "routers", "ray", "object_store_mib"}
 _SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
 
 
@@ -141,8 +142,9 @@ def build(args: dict[str, Any]) -> Any:
     Raises BadConfiguration.
     """
     spec = load(ClusterSettings, **args)
-    start_fleet(spec)
-    plain = spec.model_dump(mode="json")
+    start_fleet(spec).remember.remote(spec.model_dump(mode="json"))
+    # What is told to the replicas: Ray restarts them when it changes, so how many there are is not part of it.
+    plain = spec.model_dump(mode="json", exclude=_NUMBERS)
     deployment: Any = serve.deployment
     engines = deployment(
         EngineReplica,
