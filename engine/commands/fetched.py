@@ -46,11 +46,13 @@ def registry_url(given: str | None) -> str:
 @contextmanager
 def fetched(refs: Sequence[str], registry: str | None) -> Iterator[list[Fetched]]:
     """Fetch versions and verify every byte; "./folder" is a folder of the user's own."""
-    with tempfile.TemporaryDirectory(prefix="loraplex-fetch-") as scratch, output.spinner("fetching"):
+    with tempfile.TemporaryDirectory(prefix="loraplex-fetch-") as scratch:
         targets = [Path(scratch) / str(at) for at in range(len(refs))]
         for target in targets:
             target.mkdir()
-        yield [asyncio.run(_fetch(ref, registry, target)) for ref, target in zip(refs, targets, strict=True)]
+        with output.spinner("fetching"):
+            found = [asyncio.run(_fetch(ref, registry, target)) for ref, target in zip(refs, targets, strict=True)]
+        yield found
 
 
 async def _fetch(ref: str, registry: str | None, target: Path) -> Fetched:

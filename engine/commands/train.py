@@ -74,6 +74,9 @@ def train(
     if model is not None:
         given["base"] = str(model.resolve())
     target = _Target(publish, server, registry)
+    if publish and (sweep or dry_run):
+        raise typer.BadParameter("a sweep or a dry run publishes nothing", param_hint="--publish")
+    _check_reachable(target)
     if recipe and sweep:
         _sweep(recipe, given, sweep, runs, as_json=as_json)
     elif recipe and dry_run:
@@ -91,6 +94,22 @@ class _Target:
 
     def __init__(self, name: str | None, server: str, registry: str | None) -> None:
         self.name, self.server, self.registry = name, server, registry
+
+
+def _check_reachable(target: _Target) -> None:
+    """Raise what publishing would raise after the training: a bad name, no server, no registry."""
+    if target.name is None:
+        return
+    from engine.commands.adapter_group import run
+    from engine.commands.backends import Backend
+    from engine.registry.names import check_name
+
+    check_name(target.name)
+
+    async def look(backend: Backend) -> None:
+        await backend.list()
+
+    run(look, target.server, target.registry, create=True)
 
 
 def _init(recipe: Path | None) -> None:

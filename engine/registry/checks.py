@@ -17,6 +17,7 @@ from engine.registry.tensor_checks import check_tensors
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _USUAL_SCALES = (0.5, 4.0)
+_FULL = "full"  # how a training that does not quantise says it held the base
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def check_adapter(folder: Path, base: Base, limits: Limits, declared_fingerprint
         rank=max(config.rank_of(module) for module in modules),
         alpha=config.alpha,
         targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
-        warnings=tuple(_warnings(config, modules, base, trained_on)),
+        warnings=tuple(_warnings(config, modules, base, trained_on, run)),
         files=files,
         base=trained_on,
         run=run,
@@ -90,7 +91,9 @@ def _check_base(base: Base, declared: str | None, run: dict[str, Any]) -> BaseRe
     return BaseRef(name=base.name, fingerprint=base.fingerprint, assumed=not trained_on)
 
 
-def _warnings(config: LoraConfig, modules: tuple[str, ...], base: Base, trained_on: BaseRef) -> list[str]:
+def _warnings(
+    config: LoraConfig, modules: tuple[str, ...], base: Base, trained_on: BaseRef, run: dict[str, Any]
+) -> list[str]:
     found = []
     low, high = _USUAL_SCALES
     unusual = [(module, scale) for module in modules if not low <= (scale := config.scale_of(module)) <= high]
@@ -100,6 +103,11 @@ def _warnings(config: LoraConfig, modules: tuple[str, ...], base: Base, trained_
     named = config.base_name.rstrip("/").rpartition("/")[2]
     if named.casefold() not in ("", base.name.casefold()):
         found.append(f"adapter_config.json names the base {named[:100]!r}, this server's is {base.name!r}")
+    precision = str((run.get("base") or {}).get("precision") or _FULL)
+    if precision != _FULL:
+        found.append(
+            f"it was trained on the base in {precision[:20]}, which is another model than this server's: evaluate it here first"
+        )
     if trained_on.assumed:
         found.append("nothing records which base it was trained on: this server's base was assumed")
     return found

@@ -91,6 +91,13 @@ def test_a_run_tells_its_score_and_its_advice(recipe_file: Path, trained: list[R
     assert trained[0].path.parent == tmp_path / "runs"
 
 
+def test_where_to_publish_is_tried_before_anything_is_trained(recipe_file: Path, trained: list[RunFolder]) -> None:
+    """A server that is not there, a name that cannot be."""
+    assert call("train", recipe_file, "--publish", "x", "--server", "127.0.0.1:9").code == 1
+    assert call("train", recipe_file, "--publish", "No Name", "--server", "127.0.0.1:9").code == 1
+    assert trained == []
+
+
 def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
     """One run for each value."""
     shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8", "--json")

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import NoSpace, TrainingFailed
+from engine.errors import NoSpace, TrainingFailed, WrongBase
+from engine.registry.checks import Limits, check_adapter
+from engine.registry.fingerprint import read_base
 from engine.tuning.advice import Evidence, advise
 from engine.tuning.base_model import attach, check_gradients, keep_gradients, load_base, losses
 from engine.tuning.batches import packed, padded
@@ -24,7 +26,7 @@ from engine.tuning.learner import diverged, packing_is_sound
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
-from tests.unit.tuning.tiny import write_recipe
+from tests.unit.tuning.tiny import write_base, write_recipe
 
 
 def adapted(file: Path, base: Path, **changes: Any) -> Any:
@@ -134,11 +136,6 @@ def test_a_run_learns_and_leaves_what_is_needed_to_do_it_again(recipe_file: Path
 
 def test_the_adapter_passes_the_checks_of_a_publication(recipe_file: Path, base: Path, tmp_path: Path) -> None:
     """Trained on this base, it fits it; trained on another one, or when the base has changed since, it does not."""
-    from engine.errors import WrongBase
-    from engine.registry.checks import Limits, check_adapter
-    from engine.registry.fingerprint import read_base
-    from tests.unit.tuning.tiny import write_base
-
     folder = started(recipe_file, tmp_path / "runs")
     finished(folder)
     checked = check_adapter(folder.folder.adapter, read_base(base), Limits(16, 10_000_000))
@@ -207,12 +204,14 @@ def test_the_inference_path_that_breaks_training_is_switched_off() -> None:
     assert model[0].support_avx512bf16_for_cpu is False
 
 
-def test_qlora_learns_after_the_base_was_scored(recipe_file: Path, tmp_path: Path) -> None:
+def test_qlora_learns_after_the_base_was_scored(recipe_file: Path, base: Path, tmp_path: Path) -> None:
     """The held-out rows are scored before and during training, which must not stop the gradients; its record says 4 bits."""
     session = started(recipe_file, tmp_path / "runs", method="qlora", steps=60, learning_rate=0.02)
     run = finished(session)["run"]
     assert run["evaluation"]["adapter"] == 1.0
     assert run["base"]["precision"] == "nf4-double"
+    checked = check_adapter(session.folder.adapter, read_base(base), Limits(16, 10_000_000))
+    assert "evaluate it here first" in checked.warnings[0]
 
 
 def test_a_run_that_diverges_fails_with_what_to_do(
