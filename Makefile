@@ -76,7 +76,7 @@ loadtest: model ## does it meet its requirements? a quick selection on a server 
 
 loadtest-compare: model ## the same requests for vLLM's own server and ours, in turns: ratios
 	@$(BIN)/python -m loadtest compare --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) --peer vllm \
-		--scenario steady --scenario skew/distinct --scenario cliff/a16 --scenario neighbour $(ARGS)
+		--scenario steady --scenario skew/distinct --scenario cliff/a10 --scenario neighbour $(ARGS)
 
 loadtest-selftest: setup ## test the load test: 100 planted faults, 20 clean runs
 	@$(BIN)/python -m loadtest selftest --long

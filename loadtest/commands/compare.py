@@ -170,8 +170,12 @@ async def _turns(comparison: Comparison, case: Case, options: CompareOptions) ->
             comparison.results.append(result)
             found[side.label] = result
             if comparison.over:
-                return
+                break
+        if comparison.over:
+            break
         comparison.pairs.setdefault(case.title, []).append((found[a.label], found[b.label]))
+    if case.title not in comparison.pairs:
+        return
     late = any(one.health.late for pair in comparison.pairs[case.title] for one in pair)
     found_ratios = paired.ratios(
         case.title, comparison.rounds(case.title), comparison.window(case.title), options.tolerance

@@ -15,7 +15,7 @@ from loadtest.drive import actions
 from loadtest.drive.crew import drive
 from loadtest.drive.driver import Job
 from loadtest.drive.proxy import proxied
-from loadtest.drive.records import Beat, Record
+from loadtest.drive.records import Beat, Record, Status
 from loadtest.drive.site import Site, asked_adapters
 from loadtest.drive.targets import TargetSpec
 from loadtest.errors import Exit, TargetGone
@@ -25,7 +25,8 @@ from loadtest.plan import arrivals
 from loadtest.plan.scenario import NETWORK_ACTIONS, Case, Workload
 from loadtest.plan.tape import Tape, build, noisy_adapter
 
-_CALIBRATION_S = (8.0, 40.0)  # the longer one where nothing was answered in the shorter
+_CALIBRATION_S = (8.0, 24.0, 72.0)  # a longer one where callers were not answered once each in the shorter
+_CALIBRATION_WARMUP_S = 2.0
 OnBatch = Callable[[list[Record], Beat], None]
 
 
@@ -62,14 +63,22 @@ async def capacity(site: Site, case: Case) -> float:
     work = case.workload
     shape = f"{work.prompt} {work.output} {work.base_share}"
     found: Result | None = None
-    for seconds in () if shape in site.capacity else _CALIBRATION_S:
-        changes = {"arrival": f"closed:{site.callers}", "duration": seconds, "warmup": 2.0, "canary": 0.0}
+    for seconds in _CALIBRATION_S if shape not in site.capacity else ():
+        changes = {
+            "arrival": f"closed:{site.callers}",
+            "duration": seconds,
+            "warmup": _CALIBRATION_WARMUP_S,
+            "canary": 0.0,
+        }
         plain: dict[str, Any] = {"burst": None, "cancel": 0.0, "actions": ()}
         found = await run_case(site, case.model_copy(update={"workload": work.model_copy(update=changes | plain)}))
         if found.interrupted:
             raise KeyboardInterrupt  # nothing has been measured yet that could be reported
-        if rate := found.measures["completed_rate"]:
-            site.capacity[shape] = rate
+        low, high = found.start + _CALIBRATION_WARMUP_S, found.start + seconds
+        done = sum(one.status is Status.OK and low <= one.ended < high for one in found.records)
+        if done:
+            site.capacity[shape] = done / (high - low)
+        if done >= site.callers:
             break
     if shape not in site.capacity:
         ends = Counter(f"{one.status} {one.reason}".strip() for one in found.records) if found else Counter()

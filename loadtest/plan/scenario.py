@@ -49,8 +49,14 @@ class Burst(Strict):
 
     adapter: str = Field("", description="Which one; left out: the most popular.")
     times: float = Field(10.0, gt=0, le=1000, description="Its extra traffic, as a multiple of its own.")
-    start: Seconds = 0.0
-    end: Seconds | None = None
+    start: Share = Field(0.0, description="When it begins, as a share of the duration.")
+    end: Share = Field(1.0, description="When it is over.")
+
+    @model_validator(mode="after")
+    def _forwards(self) -> Burst:
+        if self.start >= self.end:
+            raise ValueError(f"a burst must end ({self.end:.0%}) after it starts ({self.start:.0%})")
+        return self
 
 
 class ServerNeeds(Strict):

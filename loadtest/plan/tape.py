@@ -166,9 +166,9 @@ def _with_burst(
         return at, who
     noisy = noisy_adapter(workload, adapters)
     expected = popularity.shares(workload.popularity, adapters)[adapters.index(noisy)]
-    end = min(burst.end or workload.duration, workload.duration)
+    start, end = burst.start * workload.duration, burst.end * workload.duration
     rate = arrival.rate * float(expected) * burst.times
-    extra = arrivals.times(arrivals.parse(f"poisson:{rate:.6g}"), max(end - burst.start, 0.001), rng) + burst.start
+    extra = arrivals.times(arrivals.parse(f"poisson:{rate:.6g}"), end - start, rng) + start
     times = np.concatenate([at, extra])
     order = np.argsort(times, kind="stable")
     whom = np.concatenate([who, np.full(len(extra), adapters.index(noisy), dtype=np.int32)])

@@ -19,6 +19,7 @@ from loadtest.selftest.server import FAULTS, Script, ScriptedServer
 
 LONG, CLEAN = 100, 20
 _FREEZE_S = 0.5
+_TIMEOUT_S = 1.5  # long enough for a busy machine; only the one stream that hangs waits for it
 _TRUE_S, _TRUE_SHARE = 0.002, 0.02
 
 
@@ -51,7 +52,7 @@ class Outcome:
 def workload(**changes: object) -> Workload:
     """A short, fast load, half of it canaries."""
     base = {
-        "duration": 0.6, "warmup": 0, "drain": 0.5, "timeout": 0.5, "arrival": "constant:60", "popularity": "uniform",
+        "duration": 0.6, "warmup": 0, "drain": 2.0, "timeout": _TIMEOUT_S, "arrival": "constant:60", "popularity": "uniform",
         "base_share": 0.2, "prompt": 4, "output": 16, "canary": 0.5,
     }  # fmt: skip
     return Workload.model_validate(base | changes)
@@ -62,7 +63,7 @@ async def site(server: ScriptedServer, references: References | None = None) -> 
     """The scripted server as a target, with references: those of another one like it, or taken now."""
     address = f"127.0.0.1:{server.port}"
     async with AsyncClient(address, retries=0) as client:
-        found = Site(TargetSpec((address,), 0.5), client, workers=0, references=references)
+        found = Site(TargetSpec((address,), _TIMEOUT_S), client, workers=0, references=references)
         await look(found)
         server.script.canary_prompts = found.prompts
         await take_references(found, asked_adapters(workload(), found))

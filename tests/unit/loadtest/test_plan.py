@@ -36,6 +36,7 @@ ADAPTERS = ("ada", "bob", "cy", "dee")
         ({"duration": "soon"}, "500ms, 10s"),
         ({"prompt": "uniform:9..3"}, "9 is above 3"),
         ({"requirements": {"attainment": "95%"}}, "say what is good"),
+        ({"arrival": "poisson:5", "burst": {"start": "50%", "end": "20%"}}, "must end (20%) after"),
     ],
 )
 def test_bad_scenario(data: dict[str, object], named: str) -> None:
@@ -109,11 +110,11 @@ def test_tape_is_the_seed(tmp_path: Path) -> None:
 def test_burst_is_one_tenants() -> None:
     """A burst multiplies one adapter's traffic within its time and leaves the others' alone."""
     quiet = Workload(arrival="poisson:40", popularity="uniform", duration=60)
-    loud = checked(Workload, quiet.model_dump() | {"burst": {"times": 10, "start": 20, "end": 40}}, "burst")
+    loud = checked(Workload, quiet.model_dump() | {"burst": {"times": 10, "start": "25%", "end": 0.75}}, "burst")
     before, after = tape.build(quiet, ADAPTERS), tape.build(loud, ADAPTERS)
     assert (after.adapter != 0).sum() == (before.adapter != 0).sum()
     extra = (after.adapter == 0).sum() - (before.adapter == 0).sum()
-    assert extra == pytest.approx(10 * 10 * 20, rel=0.1)
+    assert extra == pytest.approx(10 * 10 * 30, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from engine.client import AsyncClient
 from loadtest.cli import app
 from loadtest.commands.run import Options, execute
-from loadtest.drive.case import run_case
+from loadtest.drive.case import resolved, run_case
 from loadtest.drive.markers import write_marker
 from loadtest.drive.site import Site, look
 from loadtest.drive.targets import TargetSpec
@@ -162,6 +162,20 @@ async def test_interrupted(scripted: ScriptedServer, tmp_path: Path) -> None:
     assert data["verdict"] == "INCONCLUSIVE"
     assert data["cases"][0]["measures"]["requests"] > 0
     assert b"Traceback" not in said
+
+
+async def test_capacity_of_a_slow_target(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that answers nobody in the first calibration is given a longer one; what it can do is not underestimated."""
+    monkeypatch.setattr("loadtest.drive.case._CALIBRATION_S", (0.15, 0.8))
+    monkeypatch.setattr("loadtest.drive.case._CALIBRATION_WARMUP_S", 0.1)
+    scripted.reset(Script(ttft_s=(0.2,)))
+    async with trials.site(scripted) as found:
+        found.callers = 8
+        case = Case(scenario="s", name="", workload=trials.workload(arrival="poisson:0.5x", output=4, timeout=5))
+        resolved_case = await resolved(case, found)
+    (rate,) = found.capacity.values()
+    assert 10 < rate < 41  # eight callers, 0.2 s each: 40
+    assert resolved_case.workload.arrival == f"poisson:{0.5 * rate:.4g}"
 
 
 async def test_dying_target(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
