@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    host_memory_mib: int = Field(
+        1024, ge=0, le=1_048_576, description="Memory for adapters that are ready to be copied into the engine, in MiB."
+    )
+    disk_cache_mib: int = Field(
+        16_384, ge=1, le=104_857_600, description="Disk space for local copies of adapters below --cache, in MiB."
+    )
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
     lora_kernels: Literal["auto", "force", "off"] = Field(

@@ -11,7 +11,8 @@ import asyncio
 import codecs
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import llguidance
 
@@ -74,9 +75,16 @@ class FakeEngine:
         if sampling.structured:
             to_grammar(sampling.structured)
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """Nothing to convert: the weights as they are."""
+        target.write_bytes(files["adapter_model.safetensors"])
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Remember the adapter."""
-        if not (adapter.folder / "adapter_config.json").is_file():
+        if replaced:
+            self.loaded.pop(replaced.id, None)
+        there = adapter.prepared or adapter.folder / "adapter_config.json"
+        if not there.is_file():
             raise InvalidAdapter("load", adapter.ref, "its folder is not there", fix="Load it again.")
         self.loaded[adapter.id] = adapter
 

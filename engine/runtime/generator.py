@@ -124,7 +124,7 @@ class Generator:
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
         answer = Answer(manifest, len(ids), sampling.n, arrived, request.tenant)
-        with self._observed(answer, route.side if route else None):
+        with self._observed(answer, route.side if route else None), self.residency.expected(manifest):
             async with self._answered(request, answer, ids, sampling) as deltas:
                 yield answer, deltas
 
@@ -140,7 +140,7 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer)
+                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer)
                 )
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:
                     yield deltas

@@ -53,7 +53,6 @@ class Probe:
             prompt_token_ids=await self._engine.encode(SENTENCE),
             sampling=_SAMPLING,
             adapter=adapter,
-            priority=100,
         )
         values: list[float] = []
         async for delta in self._engine.generate(request):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -149,16 +150,23 @@ class Supervised:
             if seen or run == _RUNS or not dead:
                 raise EngineDied(seen) from problem
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """As the engine."""
+        self.engine.prepare(files, target)
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Load, once more if the engine dies meanwhile."""
+        if replaced:
+            self._loaded.pop(replaced.id, None)
         for run in range(1, _RUNS + 1):
             await self._until_ready()
             life = self._life
             try:
-                await self.engine.load_adapter(adapter)
+                await self.engine.load_adapter(adapter, replaced)
             except EngineDied:
                 if run == _RUNS or not self._died():
                     raise
+                replaced = None  # the engine that held it is dead
                 continue
             if life == self._life:
                 self._loaded[adapter.id] = adapter

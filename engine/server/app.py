@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,11 +39,12 @@ from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
 from engine.registry.store import Store
+from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
-from engine.runtime.residency import Residency
+from engine.runtime.residency import HostMemory, Residency, shared_folder
 from engine.runtime.supervised import Supervised
 from engine.server.adapters import AdapterService
 from engine.server.boundary import Boundary
@@ -83,6 +86,7 @@ class App:
         self._server: aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
+        self._prepared: Path | None = None
         self.generator: Generator | None = None
 
     async def start(self) -> None:
@@ -130,6 +134,8 @@ class App:
         if self.generator:
             await self.generator.grammars.stop()
         await self.engine.stop()
+        if self._prepared:
+            shutil.rmtree(self._prepared, ignore_errors=True)
         log.info("stopped")
 
     def _make_server(self) -> aio.Server:
@@ -160,14 +166,7 @@ class App:
         settings, server = self.settings, _Running(self._server)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
-        residency = Residency(
-            self.engine,
-            LocalCopies(settings.cache / "adapters", registry),
-            base_fingerprint=base.fingerprint,
-            capacity=settings.max_resident,
-            load_timeout_s=settings.load_timeout_s,
-            observer=self.metrics,
-        )
+        residency = self._make_residency(registry, base)
         self.engine.keeper = residency
         self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
@@ -178,6 +177,25 @@ class App:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
+
+    def _make_residency(self, registry: Registry, base: Base) -> Residency:
+        """The tiers, from the disk up."""
+        settings, rates, evicted = self.settings, Rates(), self.metrics.adapter_evicted
+        copies = LocalCopies(
+            settings.cache / "adapters", registry, settings.disk_cache_mib * MEBIBYTE, rates, lambda: evicted("disk")
+        )
+        limit = settings.host_memory_mib * MEBIBYTE
+        self._prepared = shared_folder(settings.cache / "prepared", limit)
+        memory = HostMemory(copies, self.engine.prepare, self._prepared, limit, rates, lambda: evicted("memory"))
+        return Residency(
+            self.engine,
+            memory,
+            base_fingerprint=base.fingerprint,
+            capacity=settings.max_resident,
+            load_timeout_s=settings.load_timeout_s,
+            rates=rates,
+            observer=self.metrics,
+        )
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
