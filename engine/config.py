@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     max_restarts: int = Field(
         5, ge=0, le=1000, description="Restarts of a dead engine in ten minutes; one more, and /healthz says so."
     )
+    max_stall_s: float = Field(
+        120.0, gt=0, le=86_400, description="An engine that has work and makes no step for so long is restarted."
+    )
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 
     # Who goes next

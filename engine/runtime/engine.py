@@ -158,6 +158,11 @@ class Engine(Protocol):
         """Whether the engine can generate; once false, only another `start` changes that."""
         ...
 
+    @property
+    def steps(self) -> int:
+        """Counts up as long as the engine works; if it stands still while requests run, the engine hangs."""
+        ...
+
     def load_now(self) -> EngineLoad:
         """What the engine is doing."""
         ...

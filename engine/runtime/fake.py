@@ -46,6 +46,7 @@ class FakeEngine:
         self.loaded: dict[int, LoadedAdapter] = {}
         self.running: set[str] = set()
         self.alive = True
+        self.steps = 0
         self.not_finite: set[str] = set()  # who (base, or a version) gives NaN after two tokens
 
     async def start(self) -> None:
@@ -105,6 +106,7 @@ class FakeEngine:
                 if turn == 2 and _who(request) in self.not_finite:
                     raise NotFinite(_who(request))
                 await asyncio.sleep(self.token_interval_s)
+                self.steps += 1
                 going = [answer for answer in answers if not answer.finished]
                 if not going:
                     return

@@ -59,6 +59,7 @@ class VllmEngine:
         self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
         self._not_finite: set[str] = set()  # running requests
+        self.steps = 0
         self._copies = False  # whether adapters are copied into slots from prepared files, not read by vLLM
         # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
         # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
@@ -103,13 +104,14 @@ class VllmEngine:
         engine = self
 
         class LoadRecorder(StatLoggerBase):  # type: ignore[misc]
-            """Keeps the scheduler's latest figures for `load_now`."""
+            """Keeps the scheduler's latest figures for `load_now`; vLLM sends them after each step."""
 
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
                 del vllm_config, engine_index
 
             def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
                 if scheduler_stats is not None:
+                    engine.steps += 1
                     engine._load = EngineLoad(scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage)
 
             def log_engine_initialized(self) -> None:

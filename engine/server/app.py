@@ -76,7 +76,9 @@ class App:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.engine = Supervised(engine or make_engine(settings), settings.max_restarts, self.metrics)
+        self.engine = Supervised(
+            engine or make_engine(settings), settings.max_restarts, self.metrics, max_stall_s=settings.max_stall_s
+        )
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
         self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)

@@ -61,12 +61,12 @@ class Run:
             address = await stack.enter_async_context(loraplex(self.model, self.root, self.scratch, max_resident=SLOTS))
             await publish(address, made)
             client = await stack.enter_async_context(AsyncClient(address, timeout_s=600, retries=0))
-            points = {count: [] for count in self.curve if count != SLOTS}
+            points: dict[int, list[dict[str, float]]] = {count: [] for count in self.curve if count != SLOTS}
             for round_, (count, found) in itertools.product(range(self.rounds), points.items()):
                 with self.step(f"{count} adapters in {SLOTS} slots, round {round_ + 1}"):
                     before, seen, after = [await self._point(client, n) for n in (SLOTS, count, SLOTS)]
                     found.append(_ratios(seen, before, after))
-        self.found["cliff"] = {count: found for count, found in points.items()}
+        self.found["cliff"] = points
 
     async def _point(self, client: AsyncClient, count: int) -> Window:
         group = Group(LoraplexTarget(client), self.callers, self.names(count), exponent=1.0)
@@ -260,10 +260,7 @@ def residency(
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """One table for each part."""
-    made = []
-    for part in ("starvation", "stall", "fairness"):
-        if part in found:
-            made.append(_flat(part, found[part]))
+    made = [_flat(part, found[part]) for part in ("starvation", "stall", "fairness") if part in found]
     if "cliff" in found or "stock" in found:
         made.insert(0, _curve(found.get("cliff", {}), found.get("stock", {})))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from loadtest.measures import Sample, percentile
 from loadtest.workload import WORDS, Request, Target
 
-PROMPT_WORDS, MAX_TOKENS = 24, 16
+PROMPT_WORDS, ANSWER = 48, (8, 24)  # about what the adapters in examples/ are asked, and say
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Group:
     callers: int
     adapters: Sequence[str]
     exponent: float = 0.0
-    answers: tuple[int, int] = (MAX_TOKENS, MAX_TOKENS)  # tokens, from and to
+    answers: tuple[int, int] = ANSWER  # tokens, from and to
     prompt_words: int = PROMPT_WORDS
 
     def requests(self, seed: int) -> Iterator[Request]:
@@ -70,8 +71,9 @@ def window(samples: Sequence[Sample], began: float, ended: float) -> Window:
         cut.tokens += sum(began <= at < ended for at in times)
         if times and began <= times[0] < ended:
             cut.ttfts.append(1000 * sample.ttft_s)
-        pairs = zip(times, times[1:], strict=False)
-        cut.gaps += [1000 * (after - before) for before, after in pairs if began <= before and after < ended]
+        cut.gaps += [
+            1000 * (after - before) for before, after in itertools.pairwise(times) if began <= before and after < ended
+        ]
     return cut
 
 
