@@ -9,6 +9,7 @@ import typer
 from loadtest.bench import output
 from loadtest.bench.adapters.command import adapters
 from loadtest.bench.child import ContenderDied
+from loadtest.bench.eviction import eviction
 from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile, residency):
+for part in (adapters, frontend, memory, profile, residency, eviction):
     app.command()(part)
 
 
