@@ -10,12 +10,12 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontex
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine.errors import InvalidRequest, LoraplexError, NotFinite
+from engine.errors import InvalidRequest, LoraplexError, NotFinite, OtherVersion
 from engine.registry.catalog import Catalog, Side
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
-from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Sampling
+from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Resume, Sampling
 from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
 from engine.runtime.tokens import check_ids
@@ -30,6 +30,15 @@ class Prompt:
     text: str | None = None
     token_ids: Sequence[int] | None = None
     chat: Sequence[ChatTurn] | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer to go on with, and who began it: a version's digest ("" for the base model) and a base's fingerprint."""
+
+    resume: Resume
+    digest: str
+    base_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,15 @@ class GenerationRequest:
     deadline: float = math.inf
     routing_key: str = ""
     on_restart: Callable[[], None] | None = None
+    begun: Begun | None = None
 
 
 @dataclass
 class Answer:
-    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted."""
+    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted.
+
+    `resumed` tokens came from elsewhere before; `completion_tokens` are those that came here.
+    """
 
     manifest: Manifest | None
     prompt_tokens: int
@@ -66,6 +79,7 @@ class Answer:
     total_s: float = 0.0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    resumed: int = 0
 
     def begin_again(self) -> None:
         """Forget what was counted: the answer starts again."""
@@ -119,11 +133,15 @@ class Generator:
         route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else None
         manifest = route.manifest if route else None
         if manifest:
+            self.residency.check_base(manifest)
             self.residency.check_quarantine(manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
         answer = Answer(manifest, len(ids), sampling.n, arrived, request.tenant)
+        if request.begun:
+            self._check_begun(request.begun, manifest, sampling)
+            answer.resumed = len(request.begun.resume.token_ids)
         with self._observed(answer, route.side if route else None), self.residency.expected(manifest):
             async with self._answered(request, answer, ids, sampling) as deltas:
                 yield answer, deltas
@@ -140,8 +158,9 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer)
-                )
+                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer),
+                    request.begun.resume if request.begun else None,
+                )  # fmt: skip
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:
                     yield deltas
 
@@ -181,6 +200,18 @@ class Generator:
         self.engine.check(replace(sampling, structured=None))
         if sampling.structured:
             await self.grammars.check(sampling.structured)
+
+    def _check_begun(self, begun: Begun, manifest: Manifest | None, sampling: Sampling) -> None:
+        """Raise OtherVersion or InvalidRequest if this is not the one to go on, or there is nothing to go on with."""
+        here = (manifest.digest if manifest else "", self.residency.base_fingerprint)
+        if (begun.digest, begun.base_fingerprint) != here:
+            raise OtherVersion(manifest.ref if manifest else "the base model")
+        ids = begun.resume.token_ids
+        check_ids("resume.token_ids", ids, self.engine.info.vocabulary_size)
+        if sampling.n != 1:
+            raise InvalidRequest("resume", "needs n of 1: one answer is resumed at a time")
+        if len(ids) >= (sampling.max_tokens or 0):
+            raise InvalidRequest("resume.token_ids", f"has {len(ids)} tokens, all of max_tokens {sampling.max_tokens}")
 
     def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""
@@ -230,8 +261,8 @@ def _asked(request: GenerationRequest, answer: Answer, sampling: Sampling) -> As
         adapter=answer.manifest.digest if answer.manifest else None,
         priority=request.priority,
         places=sampling.n,
-        prompt_tokens=answer.prompt_tokens,
-        min_tokens=sampling.min_tokens,
-        max_tokens=sampling.max_tokens or 1,
+        prompt_tokens=answer.prompt_tokens + answer.resumed,
+        min_tokens=max(0, sampling.min_tokens - answer.resumed),
+        max_tokens=(sampling.max_tokens or 1) - answer.resumed,
         deadline=request.deadline,
     )

@@ -14,6 +14,7 @@ from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
 from loadtest.bench.residency.command import residency
+from loadtest.bench.router.command import router
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile, residency, eviction):
+for part in (adapters, frontend, memory, profile, residency, eviction, router):
     app.command()(part)
 
 

@@ -86,7 +86,7 @@ class Residency:
         self._engine = engine
         self._memory = memory
         self._rates = rates
-        self._base_fingerprint = base_fingerprint
+        self.base_fingerprint = base_fingerprint
         self.capacity = capacity
         self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
         self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
@@ -129,7 +129,7 @@ class Residency:
     @contextmanager
     def expected(self, manifest: Manifest | None) -> Iterator[None]:
         """A request for the version waits or runs, for the time of the block: it is prepared meanwhile if it is not loaded."""
-        if manifest is None or manifest.base.fingerprint != self._base_fingerprint:
+        if manifest is None or manifest.base.fingerprint != self.base_fingerprint:
             yield
             return
         with self._memory.expect(manifest, prefetch=manifest.digest not in self._residents):
@@ -196,6 +196,11 @@ class Residency:
         if resident := self._residents.get(manifest.digest):
             self._unpin(resident)
 
+    def check_base(self, manifest: Manifest) -> None:
+        """Raise WrongBase if the version was trained on another base."""
+        if manifest.base.fingerprint != self.base_fingerprint:
+            raise WrongBase(manifest.ref, manifest.base.fingerprint, self.base_fingerprint)
+
     def check_quarantine(self, manifest: Manifest) -> None:
         """Raise Quarantined if the version is."""
         if manifest.digest in self.quarantined:
@@ -234,8 +239,7 @@ class Residency:
 
     async def _reserve(self, manifest: Manifest) -> Resident:
         """A place for the version, evicting another one if need be."""
-        if manifest.base.fingerprint != self._base_fingerprint:
-            raise WrongBase(manifest.ref, manifest.base.fingerprint, self._base_fingerprint)
+        self.check_base(manifest)
         try:
             async with asyncio.timeout(self._load_timeout_s), self._room:
                 while True:

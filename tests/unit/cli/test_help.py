@@ -14,6 +14,10 @@ COMMANDS = [
     ("serve",),
     ("generate",),
     ("doctor",),
+    ("train",),
+    ("eval",),
+    ("compare",),
+    ("merge",),
     ("base", "fingerprint"),
     *(
         ("adapters", name)

@@ -348,3 +348,33 @@ class WatchAdaptersResponse(_message.Message):
     alias_changed: AliasChange
     deleted_version: str
     def __init__(self, name: _Optional[str] = ..., published: _Optional[_Union[AdapterVersion, _Mapping]] = ..., alias_changed: _Optional[_Union[AliasChange, _Mapping]] = ..., deleted_version: _Optional[str] = ...) -> None: ...
+
+class RecordEvaluationRequest(_message.Message):
+    __slots__ = ("name", "version", "record_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    record_json: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., record_json: _Optional[str] = ...) -> None: ...
+
+class RecordEvaluationResponse(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+
+class ListEvaluationsRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ListEvaluationsResponse(_message.Message):
+    __slots__ = ("records_json",)
+    RECORDS_JSON_FIELD_NUMBER: _ClassVar[int]
+    records_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, records_json: _Optional[_Iterable[str]] = ...) -> None: ...
