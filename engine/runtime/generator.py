@@ -120,6 +120,7 @@ class Generator:
         self.residency = residency
         admission.follow(residency)
         residency.on_change = admission.wake
+        admission.on_upcoming = residency.load_ahead
         self.grammars = Grammars()
         self._numbers = itertools.count(1)
 

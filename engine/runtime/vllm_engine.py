@@ -62,9 +62,9 @@ class VllmEngine:
         self._not_finite: set[str] = set()  # running requests
         self.steps = 0
         self._copies = False  # whether adapters are copied into slots from prepared files, not read by vLLM
-        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
-        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
-        self._slots = settings.max_resident + 1
+        # One more for the adapter that is loaded ahead. And one that stays empty: a full cache would make vLLM evict (and later
+        # reload from disk, inside its step) on its own, and its own CPU kernels read the last slot for rows without an adapter.
+        self._slots = settings.max_resident + 2
 
     @property
     def info(self) -> EngineInfo:
@@ -153,7 +153,7 @@ class VllmEngine:
             "model": str(self._folder),
             "dtype": settings.dtype,
             "max_model_len": settings.context_length,
-            "max_num_seqs": settings.max_running,
+            "max_num_seqs": settings.max_running + 2,  # two probes beside all requests
             "tensor_parallel_size": settings.tensor_parallel,
             "enable_lora": True,
             "max_loras": self._slots,

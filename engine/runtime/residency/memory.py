@@ -46,8 +46,9 @@ class _Copy:
     """A prepared adapter in memory; getting it took `cost_s`."""
 
     prepared: Prepared
+    manifest: Manifest
     size: int
-    cost_s: float
+    cost_s: float = 0.0
 
 
 class HostMemory:
@@ -81,6 +82,11 @@ class HostMemory:
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._held
+
+    def manifest(self, digest: str) -> Manifest | None:
+        """The version with this digest, if it is in memory."""
+        held = self._held.get(digest)
+        return held.manifest if held else None
 
     @asynccontextmanager
     async def hold(self, manifest: Manifest) -> AsyncIterator[Prepared]:
@@ -162,7 +168,7 @@ class HostMemory:
             except (CorruptVersion, FileNotFoundError):  # damaged or deleted since it was checked: once more
                 folder = await self._copies.recheck(manifest)
                 size = await asyncio.to_thread(self._write, manifest, folder, target)
-        return _Copy(Prepared(target, folder, tier), size, 0.0)
+        return _Copy(Prepared(target, folder, tier), manifest, size)
 
     def _write(self, manifest: Manifest, folder: Path, target: Path) -> int:
         """Read every file, prove that it is what was published, and write the prepared one; whole or not at all."""

@@ -70,7 +70,7 @@ class Lease:
 
 
 class Residency:
-    """Loads, keeps and evicts adapters; at most `capacity` at once."""
+    """Loads, keeps and evicts adapters: `capacity` of them, and one that is loaded ahead in a place more."""
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class Residency:
         self._probed: set[str] = set()  # digests; what is in a version never changes, so once is enough
         self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
         self._residents: dict[str, Resident] = {}  # by content digest
+        self._ahead: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
 
@@ -134,6 +135,24 @@ class Residency:
             return
         with self._memory.expect(manifest, prefetch=manifest.digest not in self._residents):
             yield
+
+    def load_ahead(self, digest: str) -> None:
+        """Requests for the version are next to get a slot: have it in the engine by then, in the place that is one more.
+
+        One at a time, if it is in host memory, and never instead of what other requests wait for.
+        """
+        manifest = self._memory.manifest(digest)
+        if self._loads_ahead or manifest is None or digest in self._residents or digest in self.quarantined:
+            return
+        if (found := self._place(ahead=True)) is not None:
+            resident = self._residents[digest] = Resident(manifest, *found)
+            task = asyncio.create_task(self._load_claimed(resident, lambda _stage, _detail: None))
+            task.add_done_callback(_retrieve)
+            self._ahead = resident.loading = task
+
+    @property
+    def _loads_ahead(self) -> bool:
+        return self._ahead is not None and not self._ahead.done()
 
     async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
         """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
@@ -316,15 +335,17 @@ class Residency:
         await self._probe.check(adapter)
         self._probed.add(manifest.digest)
 
-    def _place(self) -> tuple[LoadedAdapter | None] | None:
+    def _place(self, *, ahead: bool = False) -> tuple[LoadedAdapter | None] | None:
         """A place, and who is still in it; None while none may go. The engine forgets it when its successor comes."""
-        if len(self._residents) < self.capacity:
+        count, now = len(self._residents), time.monotonic()
+        if count < self.capacity + ahead:
             return (None,)
-        candidates = [resident for resident in self._residents.values() if resident.evictable]
-        if not candidates:
-            return None
-        now = time.monotonic()
-        return (self._evict(min(candidates, key=lambda resident: self._worth(resident, now))),)
+        idle = [resident for resident in self._residents.values() if resident.evictable]
+        if ahead:
+            idle = [resident for resident in idle if resident.manifest.digest not in self._memory.expected]
+        if idle:
+            return (self._evict(min(idle, key=lambda resident: self._worth(resident, now))),)
+        return (None,) if count == self.capacity and self._loads_ahead else None
 
     def _worth(self, resident: Resident, now: float) -> tuple[bool, float, float]:
         """Least goes first, of equals the one unused for longest. All slots are alike, and so are copies into them."""
