@@ -20,6 +20,7 @@ from loadtest.bench import output
 from loadtest.bench.child import run_until_signal, start_module
 from loadtest.bench.engines import ATTENTION, EngineSpec, Lora
 from loadtest.bench.machine import machine
+from loadtest.bench.residency.chart import draw
 from loadtest.bench.residency.load import Group, Window, watch
 from loadtest.bench.residency.servers import RANK, folders, loraplex, name_of, publish
 from loadtest.targets import LoraplexTarget
@@ -251,11 +252,26 @@ def residency(
         run_until_signal(work())
     found = {"machine": machine(), "model": model.name, "callers": callers, "slots": SLOTS} | run.found
     path = output.save(found, report / "residency.json")
+    if {"cliff", "stock"} & run.found.keys():
+        output.note(f"written: {_chart(run.found, found, report / 'cliff')}")
     if as_json:
         output.write_json(found)
     else:
         output.show(tables(run.found))
     output.note(f"written: {path}")
+
+
+def _chart(found: dict[str, Any], about: dict[str, Any], path: Path) -> Path:
+    lines = {
+        "Loraplex": {
+            n: statistics.median(each["ratio"] for each in rounds) for n, rounds in found.get("cliff", {}).items()
+        },
+        "vLLM alone": {n: point["ratio"] for n, point in found.get("stock", {}).items()},
+    }
+    fitting = {SLOTS: 1.0}
+    per_slot = {name: {n / SLOTS: y for n, y in (fitting | points).items()} for name, points in lines.items() if points}
+    footnote = f"{about['callers']} callers, Zipf 1.0, {SLOTS} slots, {about['model']}, {about['machine']['cpu']}"
+    return draw(per_slot, footnote, path)[0]
 
 
 def tables(found: dict[str, Any]) -> list[Table]:

@@ -132,7 +132,7 @@ async def test_unloading_a_pinned_version_frees_its_slot(world: World, three: li
 
 
 async def test_the_next_adapter_is_loaded_ahead(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
-    """While the only slot is taken, the adapter that is next gets into the engine, so that its request need not wait for that."""
+    """While the only slot is taken, the adapter that is next gets into the engine, so that its request need not wait."""
     engine.token_interval_s = 0.002
     generator = generator_for(world, capacity=1)
     first = asyncio.create_task(text_of(generator, ask("a", max_tokens=60)))
