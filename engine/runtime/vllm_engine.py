@@ -293,14 +293,18 @@ class VllmEngine:
             raise _refused(adapter)
 
     async def _copy(self, adapter: LoadedAdapter, replaced: list[int]) -> None:
-        with tempfile.TemporaryDirectory(prefix="loraplex-") as scratch:
-            prepared = adapter.prepared
-            if prepared is None or not prepared.exists():  # memory has had to make room for others
-                prepared = Path(scratch) / "prepared"
-                files = {name: (adapter.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-                await asyncio.to_thread(self.prepare, files, prepared)
-            arguments = (adapter.id, str(prepared), replaced)
-            await self._unless_dead(lambda: self._llm.collective_rpc("loraplex_copy", args=arguments))
+        if adapter.prepared is not None and adapter.prepared.exists():
+            await self._copy_from(adapter.prepared, adapter.id, replaced)
+            return
+        with tempfile.TemporaryDirectory(prefix="loraplex-") as scratch:  # memory has had to make room for others
+            target = Path(scratch) / "prepared"
+            files = {name: (adapter.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+            await asyncio.to_thread(self.prepare, files, target)
+            await self._copy_from(target, adapter.id, replaced)
+
+    async def _copy_from(self, prepared: Path, adapter_id: int, replaced: list[int]) -> None:
+        arguments = (adapter_id, str(prepared), replaced)
+        await self._unless_dead(lambda: self._llm.collective_rpc("loraplex_copy", args=arguments))
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:
         """Remove the adapter from vLLM."""
