@@ -10,13 +10,15 @@ MODEL ?= .models/smollm2-135m-instruct
 ARGS ?=
 
 BIN := .venv/bin
+EXAMPLES := support/v1 support/v2 legal/v1 code/v1
 ADAPTERS := $(addprefix examples/,support/v1 legal/v1 code/v1)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test test-fast check proto bench loadtest loadtest-selftest clean
+.PHONY: help setup model demo cluster-demo serve examples test test-fast check proto bench loadtest loadtest-compare \
+	loadtest-selftest clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,8 +38,15 @@ model: setup ## prepare the small base model of the demo and the tests
 demo: model ## three adapters and the base in one batch; promote, roll back, stop
 	@$(BIN)/python examples/demo.py --model $(MODEL) $(ARGS)
 
+cluster-demo: model ## two engines on Ray behind a router; one is killed under traffic, and no answer is lost
+	@$(BIN)/python examples/cluster_demo.py --model $(MODEL) $(ARGS)
+
 serve: model ## serve the demo's adapters until Ctrl-C
 	@$(BIN)/python examples/demo.py --model $(MODEL) --serve $(ARGS)
+
+examples: model ## make the demo's data and adapters again, by their recipes: about 16 minutes on two cores
+	$(BIN)/python examples/make_data.py
+	@for version in $(EXAMPLES); do $(BIN)/loraplex train examples/$$version.yaml --out examples/$$version $(ARGS) || exit 1; done
 
 test: check model ## every check and every test (the real engine included)
 	$(BIN)/python -m pytest $(ARGS)
@@ -64,6 +73,10 @@ bench: model ## what many adapters cost, then the front end; ARGS="adapters --fu
 
 loadtest: model ## does it meet its requirements? a quick selection on a server of its own
 	@$(BIN)/python -m loadtest run smoke steady churn --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) $(ARGS)
+
+loadtest-compare: model ## the same requests for vLLM's own server and ours, in turns: ratios
+	@$(BIN)/python -m loadtest compare --quick --serve $(MODEL) $(ADAPTERS:%=--adapter %) --peer vllm \
+		--scenario steady --scenario skew/distinct --scenario cliff/a16 --scenario neighbour $(ARGS)
 
 loadtest-selftest: setup ## test the load test: 100 planted faults, 20 clean runs
 	@$(BIN)/python -m loadtest selftest --long

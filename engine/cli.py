@@ -13,7 +13,21 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, evaluate, generate, merge, root, router, serve, train
+    from engine.commands import (
+        adapters,
+        base,
+        cluster,
+        doctor,
+        evaluate,
+        generate,
+        merge,
+        readapt,
+        root,
+        router,
+        serve,
+        simulate,
+        train,
+    )
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -32,7 +46,11 @@ def make_app() -> typer.Typer:
     app.command("eval")(evaluate.evaluate)
     app.command("compare")(evaluate.compare)
     app.command("merge")(merge.merge)
+    app.command("readapt")(readapt.readapt)
+    base.app.command("check")(readapt.check)
     app.add_typer(base.app, name="base")
+    app.add_typer(cluster.app, name="cluster")
+    app.command("simulate")(simulate.simulate)
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")
     return app

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
         Path(".loraplex/cache"), description="Local folder for verified copies of adapters and for fingerprints."
     )
 
+    require_signature: Path | None = Field(
+        None, description="A public key (PEM): only adapters signed with its private key are published and loaded."
+    )
+
     # Where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
@@ -45,6 +49,7 @@ class Settings(BaseSettings):
         False, description="Allow a --host that other machines reach, although nothing authenticates."
     )
     reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+    fleet: str = Field("", max_length=64, description="The fleet that it belongs to, for routers to check.")
 
     # The engine
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision to compute in.")
@@ -157,6 +162,7 @@ class RouterSettings(BaseSettings):
     fleet: Path | None = Field(
         None, description="Or a YAML file, `replicas: [host:port, ...]`, followed as it changes."
     )
+    name: str = Field("", max_length=64, description="The fleet's name; servers that say another --fleet are left out.")
     poll_s: float = Field(0.25, gt=0, le=60, description="How often to ask each replica how it is.")
     give_up_s: float = Field(
         30.0, ge=0, le=3600, description="How long a request that fails on every replica is tried again."
@@ -192,15 +198,52 @@ class RouterSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _one_source(self) -> RouterSettings:
-        if bool(self.replicas) == bool(self.fleet):
-            raise ValueError("say where the replicas are: either --replicas or --fleet")
-        return self
-
-    @model_validator(mode="after")
     def _workers_need_a_port(self) -> RouterSettings:
         if self.workers > 1 and not self.port:
             raise ValueError("several workers share one port, so it cannot be 0")
+        return self
+
+
+class ClusterSettings(BaseSettings):
+    """What `loraplex cluster up` starts on Ray. `engine` and `router` hold what differs from their settings' defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_CLUSTER_", frozen=True, extra="forbid")
+
+    # How many
+    replicas: int = Field(2, ge=0, le=10_000, description="Engines; with --max-replicas, the fewest.")
+    max_replicas: int | None = Field(None, ge=1, le=10_000, description="Scale up to so many when engines are busy.")
+    routers: int = Field(1, ge=1, le=1000, description="Routers, one a node.")
+
+    # What each one is
+    model: Path = Field(Path(".models/smollm2-135m-instruct"), description="Folder of the base model, on every node.")
+    registry: str = Field(
+        ".loraplex/registry", description="Where adapters live: a folder that all nodes share, or s3://, gs://, az://."
+    )
+    cache: Path = Field(Path(".loraplex/cache"), description="Local folder of each node for copies of adapters.")
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="More settings of each server, as JSON: '{\"max_resident\": 16}'."
+    )
+    router: dict[str, Any] = Field(default_factory=dict, description="More settings of each router, as JSON.")
+    cpus: float = Field(1.0, gt=0, le=1024, description="CPUs that Ray reserves for an engine.")
+    gpus: int = Field(0, ge=0, le=64, description="GPUs for an engine; more than one is tensor parallel.")
+
+    # Where
+    name: str = Field("loraplex", pattern=r"^[a-z0-9-]{1,40}$", description="Of the fleet: two on one Ray keep apart.")
+    ray: str = Field("", description="Address of a Ray cluster, or auto; empty: Ray on this machine, until Ctrl-C.")
+    host: str = Field("127.0.0.1", description="Where routers listen; loopback unless you say otherwise.")
+    port: int = Field(50050, ge=1, le=65535, description="The routers' gRPC port.")
+    http_port: int = Field(9091, ge=0, le=65535, description="The routers' port of /metrics; 0 picks a free one.")
+    allow_remote: bool = Field(False, description="Allow addresses that other machines reach.")
+    object_store_mib: int = Field(
+        100, ge=80, le=1_000_000, description="Ray's object store on this machine; nothing of ours passes through it."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClusterSettings:
+        if self.max_replicas is not None and self.max_replicas < max(1, self.replicas):
+            raise ValueError("max_replicas must not be below replicas")
+        if not self.allow_remote and (self.ray not in ("", "auto") or not _is_loopback(self.host)):
+            raise ValueError("replicas on other machines have to be reachable; add --allow-remote if that is meant")
         return self
 
 

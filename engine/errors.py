@@ -9,6 +9,7 @@
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
     │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
+    │   ├── Unsigned                  FAILED_PRECONDITION  no signature by the key that this server requires
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
@@ -38,6 +39,8 @@
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
         ├── AddressInUse              FAILED_PRECONDITION  another process has the port
         ├── BadConfiguration          INVALID_ARGUMENT     a setting is wrong
+        ├── NotEnoughResources        FAILED_PRECONDITION  the Ray cluster is too small
+        ├── NoCluster                 NOT_FOUND            there is no fleet of this name
         ├── CorruptVersion            DATA_LOSS            stored bytes do not match their digest
         └── InternalError             INTERNAL             a bug of ours; details are in the server's log only
 
@@ -151,6 +154,17 @@ class OtherVersion(LoraplexError):
     def __init__(self, ref: str) -> None:
         super().__init__(f"{ref} did not begin this answer, so it cannot go on with it")
         self.ref = ref
+
+
+class Unsigned(LoraplexError):
+    """The version has no valid signature by the key that this server requires."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "UNSIGNED"
+    fix = "Publish it signed (loraplex adapters publish --sign KEY.pem) with the private key that belongs to this server's."
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(f"{what} is refused: {problem}")
 
 
 class NotFinite(LoraplexError):
@@ -440,6 +454,29 @@ class BadConfiguration(LoraplexError):
     status = "INVALID_ARGUMENT"
     reason = "BAD_CONFIGURATION"
     fix = "See `loraplex serve --help` for every setting and its limits."
+
+
+class NotEnoughResources(LoraplexError):
+    """The Ray cluster has too few CPUs or GPUs. `missing` maps a resource to (wanted, present)."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_ENOUGH_RESOURCES"
+    fix = "Add nodes, ask for fewer replicas, or for less with --cpus and --gpus."
+
+    def __init__(self, replicas: int, missing: dict[str, tuple[float, float]]) -> None:
+        told = ", ".join(
+            f"{wanted:g} {name}s, there are {there:g}" for name, (wanted, there) in sorted(missing.items())
+        )
+        super().__init__(f"{replicas} replicas need {told}")
+        self.missing = missing
+
+
+class NoCluster(LoraplexError):
+    """Nothing of ours runs on the Ray cluster, or there is none."""
+
+    status = "NOT_FOUND"
+    reason = "NO_CLUSTER"
+    fix = "Start one with `loraplex cluster up`, or name it with --ray and --name."
 
 
 class CorruptVersion(LoraplexError):

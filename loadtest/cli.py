@@ -36,7 +36,7 @@ Names = Annotated[
     list[str],
     typer.Argument(
         metavar="SCENARIO...",
-        help="Names (see `scenarios`), such as cliff or cliff/a16, or .yaml files.",
+        help="Such as cliff or cliff/a16 (see `scenarios`), or .yaml files.",
         autocompletion=_shipped,
     ),
 ]
@@ -242,7 +242,7 @@ def _ended(work: Callable[[], Exit | Coroutine[Any, Any, Exit] | None]) -> None:
         if error.fix:
             err.print(Text("fix: ", "bold").append(error.fix, "default"), soft_wrap=True)
         raise typer.Exit(error.code) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(Exit.INTERRUPTED) from None
     if isinstance(code, Exit) and code:
         raise typer.Exit(code)

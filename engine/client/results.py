@@ -84,6 +84,8 @@ class Generation:
     timings: Timings
     request_id: str
     prompt_logprobs: tuple[TokenLogprobs, ...]
+    failovers: int = 0
+    """How often another replica took over, behind a router."""
 
     @property
     def text(self) -> str:
@@ -125,6 +127,8 @@ class Chunk:
     usage: Usage | None
     timings: Timings | None
     prompt_logprobs: tuple[TokenLogprobs, ...]
+    failovers: int = 0
+    """On the last chunk: how often another replica took over, behind a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ def generation(response: pb.GenerateResponse) -> Generation:
         timings=_timings(response.timings),
         request_id=response.request_id,
         prompt_logprobs=_logprobs(response.prompt_logprobs),
+        failovers=response.failovers,
     )
 
 
@@ -171,6 +176,7 @@ def chunk(message: pb.GenerateStreamResponse, who: Adapter, request_id: str) -> 
         usage=_usage(message.usage) if message.HasField("usage") else None,
         timings=_timings(message.timings) if message.HasField("timings") else None,
         prompt_logprobs=_logprobs(message.prompt_logprobs),
+        failovers=message.failovers,
     )
 
 

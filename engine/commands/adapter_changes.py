@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,10 @@ def publish(
             help="A JSON file with evaluation results; default: as run.json says.", exists=True, dir_okay=False
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY.pem", help="Sign it with this EC private key.", exists=True, dir_okay=False),
+    ] = None,
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
     model: Model = None,
@@ -63,6 +68,7 @@ def publish(
     Examples:
       loraplex adapters publish examples/support/v1 support
       loraplex adapters publish ./out support --notes "more refund data" --promote
+      loraplex adapters publish ./out support --sign key.pem
       loraplex adapters publish ./out support --registry s3://adapters/prod --model /models/llama
 
     It is checked first: files, shapes, values, base model. Nothing answers
@@ -70,6 +76,7 @@ def publish(
     its current one; --promote, or the command promote, switches.
     """
     from engine.commands.backends import Publication
+    from engine.commands.signing import signed
 
     what = Publication(
         folder=folder,
@@ -81,9 +88,11 @@ def publish(
         notes=notes,
         evaluation=_evaluation(evaluation),
     )
-    data, lines = run(
-        lambda backend: _publish(backend, what, promote_it=promote_it), server, registry, model, create=True
-    )
+    with signed(folder, sign) as ready:
+        what = replace(what, folder=ready)
+        data, lines = run(
+            lambda backend: _publish(backend, what, promote_it=promote_it), server, registry, model, create=True
+        )
     output.emit(data, as_json, lambda: lines)
 
 

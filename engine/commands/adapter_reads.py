@@ -124,13 +124,18 @@ def diff(
       loraplex adapters diff support@current support@canary --json
       loraplex adapters diff support@v1 legal@v1 --registry .loraplex/registry
 
-    With --registry, the fields of adapter_config.json are compared too;
-    servers do not hand files out.
+    With --registry, the fields of adapter_config.json are compared too, and
+    what the two change, layer by layer; servers do not hand files out.
     """
-    from engine.commands.comparison import compare, comparison
+    from engine.commands.comparison import compare, comparison, layer_norms
 
     async def work(backend: Backend) -> dict[str, Any]:
         return await compare(backend, first, second)
 
     data = run(work, server, registry)
+    if registry is not None and data["different"]:
+        from engine.commands.fetched import fetched
+
+        with fetched([first, second], registry) as (a, b):
+            data["layers"] = layer_norms(a.folder, b.folder)
     output.emit(data, as_json, lambda: comparison(data))

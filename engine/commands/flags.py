@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 from rich.markup import escape
 
@@ -40,10 +41,11 @@ def _annotation(name: str, field: FieldInfo, panel: str, variable: str) -> Any:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     text = f"{escape(field.description or '')} [dim]{escape(facts)}[/dim]"
     option = typer.Option(flag, help=text, show_default=False, rich_help_panel=panel)
-    return Annotated[field.annotation | None, option]  # type: ignore[operator]
+    kind = str if get_origin(field.annotation) is dict else field.annotation  # as JSON
+    return Annotated[kind | None, option]  # type: ignore[operator]
 
 
 def _spelled(default: Any) -> str:
-    if default is None:
+    if default is None or default is PydanticUndefined:
         return ""
     return ("yes" if default else "no") if isinstance(default, bool) else str(default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,10 @@ def train(
         Path | None,
         typer.Option("--model", metavar="FOLDER", envvar="LORAPLEX_MODEL", help="Another base.", show_default=False),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also copy the finished adapter there, in the place of an earlier one."),
+    ] = None,
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders are made.")] = _RUNS,
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
@@ -75,7 +80,10 @@ def train(
         _dry_run(recipe, given, as_json=as_json)
     else:
         folder = _resumed(resume) if resume else _begun(recipe, given, runs)  # type: ignore[arg-type]
-        _finish(folder, _run(folder), target, as_json=as_json)
+        result = _run(folder)
+        if out is not None:
+            _copy(folder, out)
+        _finish(folder, result, target, as_json=as_json)
 
 
 class _Target:
@@ -160,6 +168,14 @@ def _run(folder: RunFolder) -> dict[str, Any]:
     except KeyboardInterrupt:
         output.note(f"stopped; go on with: loraplex train --resume {folder.path}")
         raise
+
+
+def _copy(folder: RunFolder, out: Path) -> None:
+    """Replace an adapter's folder; anything else that is there is left alone."""
+    if out.exists() and not (out / "adapter_config.json").is_file():
+        raise typer.BadParameter(f"{out} exists, and is no adapter's folder", param_hint="--out")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder.adapter, out)
 
 
 def _finish(folder: RunFolder, result: dict[str, Any], target: _Target, *, as_json: bool) -> None:

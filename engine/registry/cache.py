@@ -20,6 +20,7 @@ from typing import TypeVar
 from engine.errors import RegistryUnavailable
 from engine.registry.manifest import FileEntry, Manifest
 from engine.registry.reader import Reader
+from engine.registry.signatures import verify
 from engine.registry.store import reason_of
 from engine.registry.worth import Rates
 
@@ -38,12 +39,14 @@ class LocalCopies:
         self,
         root: Path,
         registry: Reader,
+        signed_by: Path | None = None,
         limit_bytes: int | None = None,
         rates: Rates | None = None,
         on_evict: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root.resolve()
         self._registry = registry
+        self._signed_by = signed_by
         self._limit = limit_bytes
         self._rates = rates or Rates()
         self._on_evict = on_evict
@@ -69,7 +72,7 @@ class LocalCopies:
     async def get(self, manifest: Manifest) -> Path:
         """Return the absolute folder with the version's files, downloading or repairing it first if need be.
 
-        Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included).
+        Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included), Unsigned.
         """
         digest = manifest.digest
         task = self._under_way.get(digest)
@@ -107,6 +110,8 @@ class LocalCopies:
         if not await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files)):
             await self._make_room(manifest)
             await self._download(manifest, folder)
+        if self._signed_by:
+            await asyncio.to_thread(verify, folder, self._signed_by, manifest.ref)
         self._verified.add(manifest.digest)
         return folder
 

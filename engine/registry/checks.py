@@ -12,6 +12,7 @@ from engine.registry.config_checks import LoraConfig, read_config
 from engine.registry.file_checks import RUN, check_files, read_json
 from engine.registry.fingerprint import Base
 from engine.registry.manifest import BaseRef, FileEntry
+from engine.registry.signatures import verify
 from engine.registry.tensor_checks import check_tensors
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
@@ -20,10 +21,11 @@ _USUAL_SCALES = (0.5, 4.0)
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server has room for."""
+    """What the server has room for, and whose signature it wants."""
 
     max_rank: int
     max_bytes: int
+    signed_by: Path | None = None  # a public key
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ def check_adapter(folder: Path, base: Base, limits: Limits, declared_fingerprint
     """Check an adapter folder against the base that would serve it. Reads every byte: call it in a thread.
 
     The base that it was trained on is `declared_fingerprint`, or else what run.json says, or else assumed to be `base`.
-    Raises InvalidAdapter naming check and place, or WrongBase.
+    Raises InvalidAdapter naming check and place, WrongBase, or Unsigned.
     """
     files = check_files(folder, limits.max_bytes)
+    if limits.signed_by:
+        verify(folder, limits.signed_by, "the adapter")
     config = read_config(folder, limits.max_rank)
     run = _run_record(folder, {file.path for file in files})
     trained_on = _check_base(base, declared_fingerprint, run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import shutil
 import signal
 import time
@@ -38,6 +39,7 @@ from engine.registry.catalog import Catalog
 from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
+from engine.registry.signatures import check_key
 from engine.registry.store import Store
 from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
@@ -60,6 +62,8 @@ SERVICES = (
     *adapters_pb2.DESCRIPTOR.services_by_name.values(),
     *engine_pb2.DESCRIPTOR.services_by_name.values(),
 )
+END_WITH_PARENT = "LORAPLEX_END_WITH_PARENT"  # environment: the parent's process id
+_PARENT_S = 0.5  # between looks at it
 _HEALTH_S = 0.1  # between looks at the engine
 KEEPALIVE = (
     ("grpc.keepalive_time_ms", 60_000),
@@ -166,13 +170,15 @@ class App:
 
     async def _add_services(self, registry: Registry, base: Base) -> None:
         settings, server = self.settings, _Running(self._server)
+        if settings.require_signature:
+            check_key(settings.require_signature)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
         residency = self._make_residency(registry, base)
         self.engine.keeper = residency
         self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
-        limits = Limits(max_rank=settings.max_rank, max_bytes=settings.max_adapter_mib * MEBIBYTE)
+        limits = Limits(settings.max_rank, settings.max_adapter_mib * MEBIBYTE, settings.require_signature)
         adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)
         generation = GenerationService(self.generator, self.metrics, base.fingerprint)
         engine = EngineService(self.generator, self.metrics, base, settings)
@@ -184,7 +190,12 @@ class App:
         """The tiers, from the disk up."""
         settings, rates, evicted = self.settings, Rates(), self.metrics.adapter_evicted
         copies = LocalCopies(
-            settings.cache / "adapters", registry, settings.disk_cache_mib * MEBIBYTE, rates, lambda: evicted("disk")
+            settings.cache / "adapters",
+            registry,
+            settings.require_signature,
+            settings.disk_cache_mib * MEBIBYTE,
+            rates,
+            lambda: evicted("disk"),
         )
         limit = settings.host_memory_mib * MEBIBYTE
         self._prepared = shared_folder(settings.cache / "prepared", limit)
@@ -263,6 +274,17 @@ def make_engine(settings: Settings) -> Engine:
     return VllmEngine(settings, settings.model)
 
 
+async def set_with_parent(stopping: asyncio.Event) -> None:
+    """Set the event when the process that started this one is gone, if that asked for it (see END_WITH_PARENT)."""
+    parent = os.environ.get(END_WITH_PARENT, "")
+    while parent:
+        await asyncio.sleep(_PARENT_S)
+        if str(os.getppid()) != parent:
+            log.warning("the process that started this one is gone: draining")
+            stopping.set()
+            return
+
+
 async def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT, then drain and stop it. Raises what `App.start` raises."""
     app = App(settings)
@@ -270,6 +292,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    watching = asyncio.create_task(set_with_parent(stopping))
     starting = asyncio.create_task(app.start())
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -280,5 +303,6 @@ async def serve(settings: Settings) -> None:
     finally:
         starting.cancel()
         waiting.cancel()
-        await asyncio.gather(starting, waiting, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(starting, waiting, watching, return_exceptions=True)
         await app.stop()

@@ -26,6 +26,7 @@ from engine.server.validation import parse
 log = structlog.get_logger("loraplex.call")
 
 _OURS = "/loraplex.v1."
+_TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 Context = aio.ServicerContext[Any, Any]
@@ -152,6 +153,8 @@ class Call:
         self.code = "OK"
         self.facts: dict[str, Any] = {}
         self.request_id = _given_id(context) or uuid.uuid4().hex
+        if trace := _given_trace(context):
+            self.facts["trace_id"] = trace
         self._bind()
 
     def read(self, deserializer: Callable[[bytes], Any] | None, data: bytes) -> Any:
@@ -182,6 +185,14 @@ async def _read_all(
 def request_id() -> str:
     """The id of the call that is being handled."""
     return str(structlog.contextvars.get_contextvars().get("request_id", ""))
+
+
+def _given_trace(context: Context) -> str:
+    """The trace that the call belongs to, by the caller's traceparent (https://www.w3.org/TR/trace-context)."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and (found := _TRACE.fullmatch(str(value))):
+            return found[1]
+    return ""
 
 
 def _given_id(context: Context) -> str:

@@ -34,6 +34,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             load=self._load(),
             engine=info.description,
             server_version=metadata.version("loraplex"),
+            fleet=self._settings.fleet,
         )
 
     def _limits(self) -> pb.Limits:

@@ -114,9 +114,9 @@ def estimate(recipe: Recipe, shape: Shape, width: int, tokens: int, learnt: int)
 
 
 def checkpointing(recipe: Recipe) -> bool:
-    """Whether activations are computed twice instead of kept."""
+    """Whether activations are computed twice instead of kept: where memory is short, which on a CPU it rarely is."""
     if recipe.train.gradient_checkpointing == "auto":
-        return recipe.method == "qlora"
+        return recipe.method == "qlora" and has_gpu()
     return recipe.train.gradient_checkpointing
 
 

@@ -18,7 +18,7 @@ from engine.tuning.batches import padded
 from engine.tuning.encoding import IGNORED, Example
 from engine.tuning.intervals import wilson
 
-_ROWS_AT_ONCE = 16
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)

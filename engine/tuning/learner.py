@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine.tuning.base_model import losses, precision, takes
 from engine.tuning.batches import Batch, packed, padded
@@ -84,6 +84,7 @@ class Learner(Trainer):
             eval_dataset=held_out,
             callbacks=callbacks,
         )
+        self.remove_callback(PrinterCallback)  # what it prints we tell ourselves
         self.model_accepts_loss_kwargs = True  # we divide by the labels of the whole step, accumulation included
         self._loss_shifts_labels = False
         self._held_out, self._pad, self._end = held_out, pad, end

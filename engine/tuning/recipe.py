@@ -242,7 +242,7 @@ train:
   warmup_steps: 5
   optimizer: auto             # adamw; with qlora on a GPU paged_adamw_8bit
   precision: auto             # bf16 or fp16 on a GPU, fp32 on a CPU
-  gradient_checkpointing: auto   # on for qlora: less memory, a third more time
+  gradient_checkpointing: auto   # on for qlora on a GPU: less memory, a third more time
   # evaluate_every: 50        # steps between looks at the held-out rows; default: four looks
   patience: 3                 # looks without a better held-out loss before it stops early
   seed: 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -15,6 +16,7 @@ from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
 from loadtest.bench.residency.command import residency
 from loadtest.bench.router.command import router
+from loadtest.bench.tuning.command import tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +25,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile, residency, eviction, router):
+PARTS = (adapters, frontend, memory, profile, residency, eviction, router, tuning)
+for part in PARTS:
     app.command()(part)
 
 
@@ -32,14 +35,15 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All four parts as they are without options, one after the other: about 22 minutes on two cores.
+    """All parts as they are without options, one after the other: about 35 minutes on two cores.
 
     Examples:
       make bench ARGS="all"
       make bench ARGS="all --report docs/bench"
     """
-    for part in (adapters, frontend, memory, profile):
-        app(args=[part.__name__, "--model", str(model), "--report", str(report)], standalone_mode=False)
+    os.environ[output.MODEL] = str(model)  # not all of them ask for one
+    for part in PARTS:
+        app(args=[part.__name__, "--report", str(report)], standalone_mode=False)
 
 
 @app.callback()

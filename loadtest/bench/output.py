@@ -17,8 +17,9 @@ _PIPE_WIDTH = 140  # columns of a table that no terminal shows
 out = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False)
 err = Console(stderr=True, highlight=False, markup=False)
 
+MODEL = "LORAPLEX_MODEL"  # environment variable
 Model = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="The base model.", envvar="LORAPLEX_MODEL", exists=True, file_okay=False)
+    Path, typer.Option(metavar="FOLDER", help="The base model.", envvar=MODEL, exists=True, file_okay=False)
 ]
 Report = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report's files go.", file_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from loadtest.cli import err, out
-from loadtest.commands.run import references, shown
+from loadtest.commands.run import end_on_sigterm, references, show, shown, wanted_cases
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -21,13 +19,13 @@ from loadtest.judge import canaries, paired
 from loadtest.judge.paired import Difference, Round
 from loadtest.judge.verdict import Verdict
 from loadtest.plan import tape as tapes
-from loadtest.plan.scenario import Case, chosen
+from loadtest.plan.scenario import Case
 from loadtest.plan.strict import read_yaml
-from loadtest.report import compared, curves, document
+from loadtest.report import curves, document
 from loadtest.report.write import new_folder, write
 
 PEERS = ("vllm",)
-QUANTILES = tuple(n / 20 for n in range(1, 20))
+QUANTILES = (0.05, *(n / 10 for n in range(1, 10)), 0.95)
 """Where the plot of the ratios has its points."""
 
 
@@ -95,8 +93,11 @@ def _judged_ones(result: Result) -> list[Record]:
 async def compare(options: CompareOptions, folder: Path, *, as_json: bool) -> Exit:
     """Run all cases in turns, write the report, print the ratios; returns the exit code."""
     _check(options)
-    wanted = chosen(options.names, quick=options.quick, overrides=options.overrides)
+    wanted = wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
     new_folder(folder)
+    end_on_sigterm()
     async with contextlib.AsyncExitStack() as stack:
         comparison = Comparison(await _sides(options, wanted, stack))
         await _prepare(comparison, wanted)
@@ -200,10 +201,7 @@ def _report(comparison: Comparison, folder: Path, *, as_json: bool) -> Exit:
     if as_json:
         out.print_json(data=data)
         return code
-    out.print(compared.table(data))
-    for note in compared.notes(data):
-        out.print(Text(f"  {note}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{compared.verdict(data)}[/]")
+    show(data)
     out.print(f"report: {folder / 'report.html'}")
     return code
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from loadtest.cli import err, out
 from loadtest.drive.case import Result, resolved, run_case
+from loadtest.drive.fleet import own_adapters
 from loadtest.drive.openers import remote, served
 from loadtest.drive.records import Beat, Record, Status
 from loadtest.drive.site import Site, asked_adapters, take_references
@@ -26,7 +27,7 @@ from loadtest.plan import tape as tapes
 from loadtest.plan.scenario import Case, Workload, chosen
 from loadtest.plan.strict import checked
 from loadtest.report import document, texts
-from loadtest.report.write import new_folder, write
+from loadtest.report.write import WORDS, new_folder, write
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
     tape = tapes.read(options.tape) if options.tape else None
     wanted = _wanted(options, tape)
     new_folder(folder)
-    # A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does.
-    if task := asyncio.current_task():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    end_on_sigterm()
     results: list[Result] = []
     async with opened(options, wanted) as site:
         await references(site, wanted)
@@ -72,14 +71,22 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
     return document.worst(results)
 
 
+def end_on_sigterm() -> None:
+    """A build server's SIGTERM must leave a report and no server of ours behind, as Ctrl-C does."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 def show(data: dict[str, Any]) -> None:
-    """Print the tables, what a reader must know, and the verdict."""
-    out.print(texts.measures_table(data))
-    out.print()
-    out.print(texts.checks_table(data))
-    for note in texts.notes(data):
+    """Print the tables of a run, a comparison or a search, what a reader must know, and the verdict."""
+    words = WORDS[data["kind"]]
+    if data["kind"] == "run":
+        out.print(texts.measures_table(data))
+        out.print()
+    out.print(words.table(data))
+    for note in words.notes(data):
         out.print(Text(f"  {note}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{data['verdict']}[/]")
+    out.print(f"\n[bold]{words.verdict(data)}[/]")
 
 
 def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:
@@ -88,7 +95,17 @@ def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:
         data = {"duration": longest, "warmup": 0, "adapters": tape.adapters, **options.overrides}
         data["arrival"] = f"closed:{tape.callers}" if tape.callers else "constant:1"
         return [Case(scenario="replay", name="", workload=checked(Workload, data, "replay"))]
-    return chosen(options.names, quick=options.quick, overrides=options.overrides)
+    return wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
+
+
+def wanted_cases(
+    names: list[str], serve: Path | None, adapters: list[Path], *, quick: bool, overrides: dict[str, Any]
+) -> list[Case]:
+    """The cases that the command line names; on a server of our own each asks its own adapters."""
+    found = chosen(names, quick=quick, overrides=overrides)
+    return [own_adapters(case, adapters) for case in found] if serve else found
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from loadtest.cli import err, out
-from loadtest.commands.run import Options, opened, references, shown
+from loadtest.commands.run import Options, end_on_sigterm, opened, references, show, shown, wanted_cases
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -19,8 +19,8 @@ from loadtest.errors import BadInput, Exit
 from loadtest.judge.verdict import Verdict, replicas
 from loadtest.plan import arrivals
 from loadtest.plan.requirements import Requirements
-from loadtest.plan.scenario import Case, chosen
-from loadtest.report import curves, document, searched
+from loadtest.plan.scenario import Case
+from loadtest.report import curves, document
 from loadtest.report.write import new_folder, write
 
 
@@ -39,6 +39,7 @@ async def search(options: Options, bounds: Bounds, folder: Path, *, as_json: boo
     """Search, write the report, print the curve; returns the exit code."""
     case = _case(options)
     new_folder(folder)
+    end_on_sigterm()
     async with opened(options, [case]) as site:
         await references(site, [case])
         case = await resolved(case, site)
@@ -50,7 +51,9 @@ async def search(options: Options, bounds: Bounds, folder: Path, *, as_json: boo
 
 
 def _case(options: Options) -> Case:
-    found = chosen(options.names, quick=options.quick, overrides=options.overrides)
+    found = wanted_cases(
+        options.names, options.serve, options.adapters, quick=options.quick, overrides=options.overrides
+    )
     if len(found) != 1:
         raise BadInput(
             f"{', '.join(options.names)} has {len(found)} cases, a search takes one",
@@ -115,10 +118,7 @@ def _report(found: Found, site: Site, bounds: Bounds, folder: Path, *, as_json: 
     if as_json:
         out.print_json(data=data)
         return code
-    out.print(searched.table(data))
-    for line in searched.notes(data):
-        out.print(Text(f"  {line}", "dim"), soft_wrap=True)
-    out.print(f"\n[bold]{searched.verdict(data)}[/]")
+    show(data)
     out.print(f"report: {folder / 'report.html'}")
     return code
 

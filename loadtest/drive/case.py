@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from loadtest.plan import arrivals
 from loadtest.plan.scenario import NETWORK_ACTIONS, Case, Workload
 from loadtest.plan.tape import Tape, build, noisy_adapter
 
-_CALIBRATION_S = 8.0
+_CALIBRATION_S = (8.0, 40.0)  # the longer one where nothing was answered in the shorter
 OnBatch = Callable[[list[Record], Beat], None]
 
 
@@ -58,17 +59,23 @@ class Result:
 
 async def capacity(site: Site, case: Case) -> float:
     """Requests/s of this workload that the target answers when it is never idle; measured once."""
-    workload = case.workload
-    shape = f"{workload.prompt} {workload.output} {workload.base_share}"
+    work = case.workload
+    shape = f"{work.prompt} {work.output} {work.base_share}"
+    found: Result | None = None
+    for seconds in () if shape in site.capacity else _CALIBRATION_S:
+        changes = {"arrival": f"closed:{site.callers}", "duration": seconds, "warmup": 2.0, "canary": 0.0}
+        plain: dict[str, Any] = {"burst": None, "cancel": 0.0, "actions": ()}
+        found = await run_case(site, case.model_copy(update={"workload": work.model_copy(update=changes | plain)}))
+        if found.interrupted:
+            raise KeyboardInterrupt  # nothing has been measured yet that could be reported
+        if rate := found.measures["completed_rate"]:
+            site.capacity[shape] = rate
+            break
     if shape not in site.capacity:
-        closed = workload.model_copy(
-            update={"arrival": f"closed:{site.callers}", "duration": _CALIBRATION_S, "warmup": 2.0, "burst": None,
-                    "cancel": 0.0, "actions": (), "canary": 0.0}
-        )  # fmt: skip
-        found = await run_case(site, case.model_copy(update={"workload": closed}))
-        site.capacity[shape] = found.measures["completed_rate"]
-    if site.capacity[shape] <= 0:
-        raise TargetGone("the target answered nothing while its capacity was measured")
+        ends = Counter(f"{one.status} {one.reason}".strip() for one in found.records) if found else Counter()
+        most = ", ".join(f"{count} {what}" for what, count in ends.most_common(3)) or "nothing was sent"
+        where = ", ".join(site.spec.addresses)
+        raise TargetGone(f"{where} answered nothing while its capacity was measured: {most}")
     return site.capacity[shape]
 
 

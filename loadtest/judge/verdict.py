@@ -232,7 +232,8 @@ def _correctness_checks(
 ) -> Iterator[Check]:
     counts, compared = correctness.canaries, correctness.compared
     checked = max(correctness.checked, compared)
-    verdict, note = _zero(correctness.misroutes, required.misroutes), f"{compared} canaries, {_rule_of_three(compared)}"
+    verdict = _zero(correctness.misroutes, required.misroutes)
+    note = "" if correctness.misroutes else f"{compared} canaries, {_rule_of_three(compared)}"
     if verdict is Verdict.MEETS and (doubt := _doubt(checked, compared, references, counts["unexplained"])):
         verdict, note = Verdict.INCONCLUSIVE, doubt
     yield Check("misroutes", required.misroutes, correctness.misroutes, "count", checked, verdict, note=note)

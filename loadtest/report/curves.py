@@ -12,7 +12,7 @@ from loadtest.drive.case import Result
 from loadtest.drive.search import Found
 from loadtest.judge.verdict import Verdict, cost_per_million
 from loadtest.plan.requirements import Requirements
-from loadtest.report.plots import COLOURS, INK, Plot, draw
+from loadtest.report.plots import COLOURS, INK, Plot, draw, plain_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +41,7 @@ def _ratios(axes: Axes, drawn: Mapping[str, Any], at: Sequence[float]) -> None:
         axes.fill_between(x[finite], found[finite, 1], found[finite, 2], alpha=0.15, color=line.get_color())
     axes.axhline(1.0, color=INK, linewidth=0.8)
     axes.set_yscale("log")
+    plain_log(axes.yaxis)
     axes.set_xlabel("percentile of TTFT")
     axes.set_ylabel("ratio")
     axes.legend(ncols=2, fontsize=7)
@@ -98,6 +99,12 @@ def _goodput(axes: Axes, found: Found, required: Requirements) -> None:
         axes.axhline(required.attainment, color=INK, linestyle="--", linewidth=0.8)
     if found.best:
         axes.axvline(found.best, color=COLOURS[2], linewidth=0.8)
+    ordered = sorted(probes, key=lambda one: one.rate)
+    beside = axes.twinx()
+    rates, good = [one.rate for one in ordered], [one.result.measures["goodput"] for one in ordered if one.result]
+    beside.plot(rates, good, "--", marker=".", color=COLOURS[0], linewidth=1)
+    beside.set_ylim(bottom=0)
+    beside.set_ylabel("good answers/s (blue)")
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("rate")
     axes.set_ylabel("share of good answers")
@@ -114,6 +121,7 @@ def _ttft(axes: Axes, rates: Sequence[float], results: Sequence[Result], require
     for _, limit in required.ttft.limits():
         axes.axhline(limit, color=INK, linestyle="--", linewidth=0.8)
     axes.set_yscale("log")
+    plain_log(axes.yaxis)
     axes.set_xlabel("rate")
     axes.set_ylabel("TTFT, seconds")
     axes.legend()
@@ -148,6 +156,7 @@ def _tightness(axes: Axes, rates: Sequence[float], results: Sequence[Result], re
         best.append(_worth(max(holding, key=lambda at: rates[at]), rates, results, required) if holding else math.nan)
     axes.step(limits, best, where="post")
     axes.set_xscale("log")
+    plain_log(axes.xaxis)
     axes.set_xlabel("limit on TTFT, seconds")
     axes.set_ylabel("cost of a million tokens" if required.gpu_hour else "best rate")
 

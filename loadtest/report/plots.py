@@ -17,6 +17,7 @@ from loadtest.judge import measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK = "#123457"  # stands for the page's text colour, which an inlined SVG inherits
@@ -121,8 +122,18 @@ def _spectrum(axes: Axes, results: list[Result]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks([1, 2, 10, 100, 1000], ["0", "p50", "p90", "p99", "p99.9"])
+    plain_log(axes.yaxis)
     axes.set_ylabel("TTFT, seconds")
     axes.legend()
+
+
+def plain_log(axis: Axis) -> None:
+    """Label a logarithmic axis with 0.05 rather than powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _parts(axes: Axes, results: list[Result]) -> None:

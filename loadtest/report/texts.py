@@ -17,7 +17,7 @@ MEASURES = (
     "client lag p99", "client CPU",
 )  # fmt: skip
 
-CHECKS = ("case", "requirement", "limit", "value", "headroom", "n", "verdict")
+CHECKS = ("case", "requirement", "verdict", "limit", "value", "headroom", "n")
 
 
 def verdict(data: dict[str, Any]) -> str:
@@ -57,18 +57,18 @@ def number(value: Any, unit: str) -> str:
     return f"{value:g}"
 
 
-def checks_table(data: dict[str, Any]) -> Table:
+def table(data: dict[str, Any]) -> Table:
     """One line for each requirement of each case."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in CHECKS:
-        table.add_column(heading, justify="left" if heading in ("case", "requirement", "verdict") else "right")
+        made.add_column(heading, justify="left" if heading in ("case", "requirement", "verdict") else "right")
     for case in data["cases"]:
         for at, row in enumerate(check_rows(case)):
-            style = STYLES.get(row[-1], "")
-            table.add_row("" if at else case["name"], *row[:-1], f"[{style}]{row[-1]}[/]")
+            name, said, *values = row
+            made.add_row("" if at else case["name"], name, f"[{STYLES[said]}]{said}[/]", *values)
         if not case["checks"]:
-            table.add_row(case["name"], "nothing required", "", "", "", "", "")
-    return table
+            made.add_row(case["name"], "nothing required", "", "", "", "", "")
+    return made
 
 
 def measures_table(data: dict[str, Any]) -> Table:
@@ -107,8 +107,8 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [
         f"## Load test: {data['verdict']}",
         "",
-        "| case | requirement | limit | value | headroom | n | verdict |",
-        "|---|---|--:|--:|--:|--:|---|",
+        f"| {' | '.join(CHECKS)} |",
+        "|---|---|---|--:|--:|--:|--:|",
     ]
     for case in data["cases"]:
         lines += [f"| {case['name']} | " + " | ".join(row) + " |" for row in check_rows(case)]
@@ -135,12 +135,12 @@ def junit(data: dict[str, Any]) -> str:
 
 
 def check_rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Requirement, limit, value, headroom, samples, verdict."""
+    """The cells under CHECKS, after the case."""
     for one in case["checks"]:
         headroom = "" if one["headroom"] is None else f"{one['headroom']:+.0%}"
         shown = "INCONCLUSIVE" if not case["valid"] and one["verdict"] == "MEETS" else one["verdict"]
         values = number(one["limit"], one["unit"]), number(one["value"], one["unit"])
-        yield one["name"], *values, headroom, str(one["samples"]), shown
+        yield one["name"], shown, *values, headroom, str(one["samples"])
 
 
 def measures_row(case: dict[str, Any]) -> tuple[str, ...]:

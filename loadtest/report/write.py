@@ -15,7 +15,8 @@ from loadtest.plan import tape
 from loadtest.report import compared, document, parquet, searched, texts
 from loadtest.report.plots import Plot, plots
 
-_WORDS: dict[str, Any] = {"run": texts, "compare": compared, "search": searched}
+WORDS: dict[str, Any] = {"run": texts, "compare": compared, "search": searched}
+"""By the kind of document, the module that puts it into words: `table`, `notes`, `verdict`, `markdown`."""
 _CLASSES = {"MEETS": "meets", "DOES NOT MEET": "fails", "INCONCLUSIVE": "open"}
 _CLASSES |= {"better": "meets", "worse": "fails", "same": "meets"}
 _LEFT = ("case", "requirement", "measure", "verdict", "B is", "why")
@@ -33,7 +34,7 @@ def new_folder(path: Path) -> Path:
 def write(results: list[Result], data: dict[str, Any], folder: Path, drawn: Sequence[Plot] | None = None) -> None:
     """Write every artefact; the plots are those of a run, or `drawn`."""
     document.write(data, folder)
-    (folder / "summary.md").write_text(_WORDS[data["kind"]].markdown(data))
+    (folder / "summary.md").write_text(WORDS[data["kind"]].markdown(data))
     (folder / "gates.junit.xml").write_text(texts.junit(data))
     parquet.write(results, folder / "requests.parquet")
     (folder / "tapes").mkdir()
@@ -64,7 +65,7 @@ def page(data: dict[str, Any], drawn: Sequence[Plot]) -> str:
 
     source = (resources.files("loadtest") / "report" / "page.html.j2").read_text()
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    words = _WORDS[data["kind"]]
+    words = WORDS[data["kind"]]
     return template.render(
         data=data, plots=drawn, classes=_CLASSES, words=_LEFT, verdict=words.verdict(data), summary=texts.summary(data),
         notes=list(words.notes(data)), tables=list(_tables(data)),

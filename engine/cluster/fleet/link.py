@@ -70,8 +70,9 @@ class Link:
         """A request failed by the replica's fault. Too often in a row: it gets none for a while, then one to try."""
         self.reachable = self.reachable and not unreachable
         self._failures += 1
-        if self._failures >= _FAILURES:
-            self._closed_until = time.monotonic() + self._pause_s
+        now = time.monotonic()
+        if self._failures >= _FAILURES and now >= self._closed_until:  # all that one death ended counts once
+            self._closed_until = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def give_up(self) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import replace
 
 import structlog
 from grpc import StatusCode, aio
@@ -25,6 +27,7 @@ GET_ENGINE = "/loraplex.v1.EngineService/GetEngine"
 _ASK = engine_pb2.GetEngineRequest().SerializeToString()
 _TIMEOUT_S = 2.0
 _GIVE_UP = 3  # looks without an answer, after which nothing more is expected of the calls under way there
+_MEMORY = 0.02  # weight of the latest request in the mean
 _MOST_BASES = 10_000
 _FINISH_S = 3600.0  # for what runs on a replica that was taken off the list
 
@@ -32,8 +35,9 @@ _FINISH_S = 3600.0  # for what runs on a replica that was taken off the list
 class Fleet:
     """Links to all replicas, and what the routing knows of them."""
 
-    def __init__(self, source: Source, poll_s: float = 0.25) -> None:
+    def __init__(self, source: Source, poll_s: float = 0.25, name: str = "") -> None:
         self._source = source
+        self._name = name
         self._poll_s = poll_s
         self.links: dict[str, Link] = {}
         self.engines: dict[str, engine_pb2.GetEngineResponse] = {}  # the latest answers, by address
@@ -80,6 +84,7 @@ class Fleet:
 
         Raises AioRpcError (UNAVAILABLE) when the replica is given up meanwhile, as if the call had failed by itself.
         """
+        began = time.monotonic()
         self.replicas.begin(link.replica)
         link.calls.add(call)
         try:
@@ -93,6 +98,12 @@ class Fleet:
             link.calls.discard(call)
             self.replicas.end(link.replica)
             call.cancel()
+            self._learn(time.monotonic() - began)
+
+    def _learn(self, seconds: float) -> None:
+        """How long requests hold their places is what a queue's length has to be multiplied by."""
+        costs = self.chooser.costs
+        self.chooser.costs = replace(costs, hold_s=costs.hold_s + _MEMORY * (seconds - costs.hold_s))
 
     def base_of(self, adapter: str, version: str = "") -> str:
         """The base that an adapter is known to need; empty if nobody has said so yet."""
@@ -128,16 +139,24 @@ class Fleet:
             if link.silent == _GIVE_UP:
                 link.give_up()
         else:
-            engine = self.engines[link.address] = engine_pb2.GetEngineResponse.FromString(data)
-            link.reachable = not engine.load.restarting
-            link.silent = 0
-            if engine.load.restarting:
-                link.give_up()
-            was = link.replica.usable
-            self.replicas.reported(link.replica, to_report(engine), sent)
-            if was != link.replica.usable:
-                self._announce(link)
+            self._heard(link, engine_pb2.GetEngineResponse.FromString(data), sent)
         self._judge(link)
+
+    def _heard(self, link: Link, engine: engine_pb2.GetEngineResponse, sent: int) -> None:
+        """A replica has said how it is; it knows of `sent` requests of this router."""
+        link.silent = 0
+        stranger = engine.fleet != self._name
+        link.reachable = not engine.load.restarting and not stranger
+        if stranger:
+            log.debug("left out: it belongs to another fleet", address=link.address, fleet=engine.fleet)
+            return
+        if engine.load.restarting:
+            link.give_up()
+        self.engines[link.address] = engine
+        was = link.replica.usable
+        self.replicas.reported(link.replica, to_report(engine), sent)
+        if was != link.replica.usable:
+            self._announce(link)
 
     def _judge(self, link: Link) -> None:
         if link.trusted != link.replica.trusted:

@@ -10,7 +10,7 @@ before the caller hears of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -32,30 +32,10 @@ _LOAD_S = 120.0  # for loading and probing a version on one replica
 
 
 class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
-    """Asks one replica, or all that it concerns."""
+    """Asks one replica, or all that it concerns. Methods that are not here read or write the registry: see `_simple`."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-
-    async def ListAdapters(self, request: Any, context: Context) -> Any:
-        """Any replica's answer."""
-        return await self._one("ListAdapters", request, context)
-
-    async def GetAdapter(self, request: Any, context: Context) -> Any:
-        """Any replica's answer."""
-        return await self._one("GetAdapter", request, context)
-
-    async def RemoveAlias(self, request: Any, context: Context) -> Any:
-        """Once, then known to all."""
-        return await self._changed(request.name, self._one("RemoveAlias", request, context))
-
-    async def EndCanary(self, request: Any, context: Context) -> Any:
-        """Once, then known to all."""
-        return await self._changed(request.name, self._one("EndCanary", request, context))
-
-    async def DeleteVersion(self, request: Any, context: Context) -> Any:
-        """Once, then known to all."""
-        return await self._changed(request.name, self._one("DeleteVersion", request, context))
 
     async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """One replica's watch; it ends if that replica does, as changes may be missed then."""
@@ -211,11 +191,6 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             )
         return manifest
 
-    async def _changed(self, name: str, change: Awaitable[Any]) -> Any:
-        response = await change
-        await self._tell_all(name)
-        return response
-
     async def _tell_all(self, name: str) -> None:
         """Have every replica look into the registry. One that cannot now does so by itself, seconds later."""
         links = self._fleet.usable()
@@ -241,6 +216,23 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         """Where requests for the version will go: who holds any version of it, and who is preferred."""
         owners = {one.id for one in self._fleet.chooser.owners(manifest.name, manifest.base_fingerprint)}
         return [one for one in self._of(manifest) if one.replica.holds(manifest.name) or one.address in owners]
+
+
+def _simple(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
+    """A method that any replica can answer; what it may have changed is made known to all."""
+
+    async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
+        response = await self._one(method, request, context)
+        if not method.startswith(("List", "Get")):
+            await self._tell_all(request.name)
+        return response
+
+    return ask
+
+
+for _method in pb.DESCRIPTOR.services_by_name["AdapterService"].methods_by_name:
+    if _method not in vars(AdapterFanOut):
+        setattr(AdapterFanOut, _method, _simple(_method))
 
 
 def _before(found: pb.GetAdapterResponse, alias: str) -> Any:

@@ -32,7 +32,7 @@ class RouterApp:
     def __init__(self, settings: RouterSettings, source: Source) -> None:
         self.settings = settings
         self.metrics = RouterMetrics()
-        self.fleet = Fleet(source, settings.poll_s)
+        self.fleet = Fleet(source, settings.poll_s, settings.name)
         self.fleet.on_change = self._changed
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()

@@ -8,7 +8,8 @@ says that it did.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,15 +92,13 @@ class GenerationForwarder:
         journey = self._journey(_ask(raw.request), context)
         metadata = passed_on(context)
         try:
-            async for data in self._first(raw.data, sent, journey, metadata):
-                yield data
-            while not sent.complete:
-                async for message in self._rest(sent, journey, metadata):
-                    if message.HasField("usage"):
-                        _settle(message, journey, started)
-                    data = message.SerializeToString()
-                    sent.add(data)
+            async with aclosing(self._first(raw.data, sent, journey, metadata)) as messages:
+                async for data in messages:
                     yield data
+            while not sent.complete:
+                async with aclosing(self._rest(sent, journey, metadata, started)) as messages:
+                    async for data in messages:
+                        yield data
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
         except NoReplica as error:
@@ -110,7 +109,7 @@ class GenerationForwarder:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
 
-    async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncIterator[bytes]:
+    async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """The stream of the first replica that begins to answer, until its end or until it breaks."""
         while not sent.count:
             link = await journey.next()
@@ -127,8 +126,8 @@ class GenerationForwarder:
                 sent.complete = True
                 return
 
-    async def _rest(self, sent: Sent, journey: Journey, metadata: Any) -> AsyncIterator[pb.GenerateStreamResponse]:
-        """What the next replica has to say."""
+    async def _rest(self, sent: Sent, journey: Journey, metadata: Any, started: float) -> AsyncGenerator[bytes, None]:
+        """What the next replica has to say, as the stream that `started` then goes on."""
         journey.resuming(sent.base)
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
         link = await journey.next()
@@ -136,7 +135,13 @@ class GenerationForwarder:
         try:
             with self._fleet.sending(link, call):
                 async for data in call:
-                    yield sent.renumbered(data)
+                    journey.progressed()
+                    message = sent.renumbered(data)
+                    if message.HasField("usage"):
+                        _settle(message, journey, started)
+                    renumbered = message.SerializeToString()
+                    sent.add(renumbered)
+                    yield renumbered
         except aio.AioRpcError as error:
             await self._broke(sent, journey, link, error)
         else:

@@ -97,6 +97,11 @@ class Journey:
         self._resuming = True
         self.base = base
 
+    def progressed(self) -> None:
+        """Tokens came: whatever failed before may be tried again, and for as long as ever."""
+        self._first_failure = 0.0
+        self._tried.clear()
+
     async def next(self) -> Link:
         """The replica to ask. Raises NoReplica, or Refusal with what the last one said, when there is none to hope for."""
         while True:

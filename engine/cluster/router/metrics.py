@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from engine.cluster.fleet import Fleet
+from engine.cluster.routing import Replica
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -26,21 +31,8 @@ class RouterMetrics:
         )
 
     def watch(self, fleet: Fleet) -> None:
-        """Report the fleet whenever the metrics are read."""
-        gauges = {
-            "loraplex_router_replicas": ("Replicas that are known.", lambda: len(fleet.links)),
-            "loraplex_router_usable_replicas": ("Replicas that take requests.", lambda: len(fleet.usable())),
-            "loraplex_router_running": (
-                "Requests on all engines.",
-                lambda: sum(r.report.running for r in fleet.replicas),
-            ),
-            "loraplex_router_waiting": (
-                "Requests that wait there.",
-                lambda: sum(r.report.waiting for r in fleet.replicas),
-            ),
-        }
-        for name, (text, value) in gauges.items():
-            Gauge(name, text, registry=self.registry).set_function(value)
+        """Report every replica whenever the metrics are read."""
+        self.registry.register(_Replicas(fleet))
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """Count a finished call."""
@@ -54,3 +46,25 @@ class RouterMetrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Replicas(Collector):
+    """What the router knows of each replica, by address: sums and comparisons are Prometheus' business."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge for each fact."""
+        facts: dict[str, tuple[str, Callable[[Replica], float]]] = {
+            "usable": ("1 while it gets requests.", lambda one: float(one.usable)),
+            "running": ("Requests on its engine, by its latest report.", lambda one: one.report.running),
+            "waiting": ("Requests that wait there.", lambda one: one.report.waiting),
+            "sent": ("Requests of this router that are under way there.", lambda one: one.sent),
+            "adapters": ("Adapters in its engine.", lambda one: sum(map(len, one.report.residents.values()))),
+        }
+        for name, (text, value) in facts.items():
+            family = GaugeMetricFamily(f"loraplex_router_replica_{name}", text, labels=["replica"])
+            for replica in self._fleet.replicas:
+                family.add_metric([replica.id], value(replica))
+            yield family

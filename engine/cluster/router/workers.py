@@ -13,7 +13,9 @@ import uvloop
 from engine.cluster.fleet import FileSource, Source, StaticSource
 from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
+from engine.errors import BadConfiguration
 from engine.server import logs
+from engine.server.app import set_with_parent
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,8 @@ def run(settings: RouterSettings) -> None:
 
 def source_of(settings: RouterSettings) -> Source:
     """Where the replicas' addresses come from. Raises BadConfiguration."""
+    if bool(settings.replicas) == bool(settings.fleet):
+        raise BadConfiguration("say where the replicas are: either --replicas or --fleet")
     if settings.fleet:
         return FileSource(settings.fleet)
     return StaticSource(address.strip() for address in settings.replicas.split(","))
@@ -42,10 +46,12 @@ async def serve(settings: RouterSettings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    watching = asyncio.create_task(set_with_parent(stopping))
     try:
         await app.start()
         await stopping.wait()
     finally:
+        watching.cancel()
         await app.stop()
 
 

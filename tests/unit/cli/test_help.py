@@ -18,12 +18,14 @@ COMMANDS = [
     ("eval",),
     ("compare",),
     ("merge",),
+    ("readapt",),
+    ("base", "check"),
     ("base", "fingerprint"),
     *(
         ("adapters", name)
         for name in (
             "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "unalias", "delete",
-            "preload", "pin", "unpin", "unload", "watch",
+            "preload", "pin", "unpin", "unload", "watch", "import", "export",
         )
     ),
 ]  # fmt: skip

@@ -167,6 +167,9 @@ async def test_a_replica_that_lies_about_its_health(start: StartCluster) -> None
             assert answer.completions[0].text == f"base heard: {number}"
             asked += answer.failovers
         assert 1 <= asked <= 4
+        page = cluster.router.metrics.text().decode()
+        assert f'loraplex_router_failovers_total{{when="before the first token"}} {asked}.0' in page
+        assert f'loraplex_router_replica_sent{{replica="{cluster.addresses[1]}"}} 0.0' in page
 
 
 async def test_a_caller_that_leaves_frees_the_replica(start: StartCluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import MagicMock
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client.testing import write_adapter
+from engine.server import boundary
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
 
@@ -181,11 +183,35 @@ async def test_draining_and_restarting_replicas_get_nothing(start: StartCluster)
 @pytest.mark.parametrize("kind", ["drain", "full"])
 async def test_a_refusal_before_the_router_knows(start: StartCluster, kind: str) -> None:
     """A replica that drains or is full since the router last looked refuses, and the other one answers."""
-    async with start(2, max_running=1, max_waiting=0, token_interval_s=0.002, router={"poll_s": 30}) as cluster:
+    waiting = 1 if kind == "drain" else 0
+    async with start(2, max_running=1, max_waiting=waiting, token_interval_s=0.002, router={"poll_s": 30}) as cluster:
         if kind == "drain":
             cluster.apps[0].admission.drain()
-        running = [asyncio.create_task(cluster.client.generate(prompt=f"{n}", max_tokens=60)) for n in range(2)]
-        answers = await asyncio.gather(*running, return_exceptions=True)
-        assert not isinstance(answers[0], BaseException)
-        if kind == "full":
-            assert not isinstance(answers[1], BaseException)
+        calls = (cluster.client.generate(prompt=f"{number}", max_tokens=60) for number in range(2))
+        assert all(answer.text for answer in await asyncio.gather(*calls))
+
+
+async def test_a_server_of_another_fleet_is_left_out(start: StartCluster) -> None:
+    """A server that says it belongs elsewhere gets nothing, even at an address of ours."""
+    async with start(1, fleet="blue", router={"name": "green"}) as cluster:
+        refusal = await refused(cluster.stubs.generation.Generate(ask()))
+        assert refusal.reason == "NO_REPLICA"
+    async with start(1, fleet="blue", router={"name": "blue"}) as cluster:
+        assert (await cluster.client.generate(prompt="x", temperature=0)).text == "base heard: x"
+
+
+async def test_one_trace_through_both_hops(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's trace reaches the server's log, and without one the router begins one."""
+    calls = MagicMock()
+    monkeypatch.setattr(boundary, "log", calls)
+    async with start(1) as cluster:
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        metadata = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"),)
+        await cluster.stubs.generation.Generate(ask(), metadata=metadata)
+        await cluster.stubs.generation.Generate(ask())
+    logged = [call.kwargs for call in calls.info.call_args_list if call.kwargs.get("method") == "Generate"]
+    server, router, again, _ = (entry.get("trace_id") for entry in logged)
+    assert (server, router) == (trace, trace)
+    assert again
+    assert again != trace
+    assert len({entry["request_id"] for entry in logged}) == 2

@@ -27,8 +27,8 @@ from loadtest.selftest import trials
 from loadtest.selftest.server import Script, ScriptedServer, tokens
 
 QUICK = {
-    "duration": 0.25, "warmup": 0, "drain": 1, "timeout": 2, "prompt": 4, "output": 8, "canary": 0.3,
-    "arrival": "constant:20",
+    "duration": 0.2, "warmup": 0, "drain": 1, "timeout": 2, "prompt": 4, "output": 4, "canary": 0,
+    "arrival": "constant:25",
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def options(targets: list[str], **changes: Any) -> CompareOptions:
 
 async def test_compare(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A slower server is found to be worse, in a report that fits its schema; a wrong answer of B outranks that."""
-    slow = ScriptedServer(Script(ttft_s=(0.4,)))
+    slow = ScriptedServer(Script(ttft_s=(0.25,)))
     await slow.start()
     try:
         targets = [f"127.0.0.1:{server.port}" for server in (scripted, slow)]
@@ -157,7 +157,7 @@ class ScriptedOpenAI:
         body = await request.json()
         self.busy += 1
         try:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02 if body.get("stream") else 0.0)
             who = "" if body["model"] == "base" else body["model"]
             mixed = self.last_slot if not who and self.busy > 4 else who
             ids = tokens(mixed, body["prompt"], body["max_tokens"])

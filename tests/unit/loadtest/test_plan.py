@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from loadtest.drive.fleet import fleet, own_adapters
 from loadtest.errors import BadInput
 from loadtest.plan import arrivals, popularity, requirements, schemas, tape, traces
 from loadtest.plan.requirements import Requirements
@@ -204,3 +205,15 @@ def test_one_case_by_its_name() -> None:
     assert [case.title for case in chosen(["skew/uniform"], quick=False, overrides={})] == ["skew/uniform"]
     with pytest.raises(BadInput, match=r"no case 'a31', did you mean 'a3?\d+'"):
         chosen(["cliff/a31"], quick=True, overrides={})
+
+
+def test_each_case_asks_its_own_adapters(tmp_path: Path) -> None:
+    """A scenario asks the same adapters whichever others run beside it, and no more markers are made than are asked."""
+    given = Path(__file__).parents[3] / "examples" / "support" / "v1"
+    asked = [own_adapters(case, [given]) for case in chosen(["steady", "churn", "cliff/a4"], quick=True, overrides={})]
+    assert asked[0].workload.adapters == ("support",)
+    assert asked[1].workload.adapters == ("support", "load-001", "load-002", "load-003", "load-004")
+    assert asked[2].workload.adapters == 4
+    assert list(fleet([given], asked[::2], tmp_path)) == ["support", "load-001", "load-002", "load-003"]
+    with pytest.raises(BadInput, match="same name"):
+        fleet([given, given], asked, tmp_path)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from loadtest.cli import app
 from loadtest.commands.run import Options
 from loadtest.commands.search import Bounds, search
 from loadtest.drive.search import Ended, Found, Probe, Run, find, samples
@@ -137,7 +139,7 @@ def options(server: ScriptedServer, name: str = "smoke", **overrides: object) ->
 async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A budget that runs out leaves a report with the curve so far, and the replicas that it takes at least."""
     required = {"requirements": {"ttft": {"p50": "60s"}, "error_rate": None}}
-    code = await search(options(scripted, **required), Bounds(50, 0.05, 1.0, 3, 1000), tmp_path / "run", as_json=False)
+    code = await search(options(scripted, **required), Bounds(50, 0.05, 0.6, 3, 1000), tmp_path / "run", as_json=False)
     data = json.loads((tmp_path / "run" / "run.json").read_text())
     document.check(data)
     assert code == data["exit"] == Exit.UNRESOLVED
@@ -145,6 +147,8 @@ async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     assert data["search"]["replicas"] == -(-1000 // data["search"]["best"])
     assert (tmp_path / "run" / "plots" / "ttft-by-rate.png").is_file()
     assert "meet the requirements" in (tmp_path / "run" / "summary.md").read_text()
+    again = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert "meet the requirements" in " ".join(again.output.split())
 
 
 async def test_bad_searches(scripted: ScriptedServer, tmp_path: Path) -> None:

@@ -217,3 +217,24 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, base: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidAdapter, match="DoRA"):
         Deltas.read(adapter)
+
+
+def test_versions_are_compared_layer_by_layer(tmp_path: Path, base: Path) -> None:
+    """By what they change, not by their factors: an adapter and its negative have cosine -1 and twice the norm between them."""
+    from safetensors.torch import load_file, save_file
+
+    first = write_adapter(tmp_path / "first", base)
+    second = write_adapter(tmp_path / "second", base)
+    weights = load_file(second / "adapter_model.safetensors")
+    turned = {
+        name: -tensor if ".layers.1." in name and "lora_B" in name else tensor for name, tensor in weights.items()
+    }
+    save_file(turned, second / "adapter_model.safetensors")
+    where = ("--registry", tmp_path / "registry", "--model", base)
+    for folder in (first, second):
+        assert call("adapters", "publish", folder, "tiny", *where).code == 0
+    shown = call("adapters", "diff", "tiny@v1", "tiny@v2", *where[:2], "--json").json
+    same, opposite = shown["layers"]
+    assert (same["layer"], same["difference"], round(same["cosine"], 4)) == ("layer 0", pytest.approx(0, abs=1e-2), 1.0)
+    assert round(opposite["cosine"], 4) == -1.0
+    assert opposite["difference"] == pytest.approx(2 * opposite["a"], rel=1e-3)

@@ -15,20 +15,22 @@ class GetEngineRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEngineResponse(_message.Message):
-    __slots__ = ("base", "limits", "resident", "load", "engine", "server_version")
+    __slots__ = ("base", "limits", "resident", "load", "engine", "server_version", "fleet")
     BASE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FLEET_FIELD_NUMBER: _ClassVar[int]
     base: BaseModel
     limits: Limits
     resident: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
     load: Load
     engine: str
     server_version: str
-    def __init__(self, base: _Optional[_Union[BaseModel, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., resident: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., engine: _Optional[str] = ..., server_version: _Optional[str] = ...) -> None: ...
+    fleet: str
+    def __init__(self, base: _Optional[_Union[BaseModel, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., resident: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., engine: _Optional[str] = ..., server_version: _Optional[str] = ..., fleet: _Optional[str] = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "fingerprint", "dtype")

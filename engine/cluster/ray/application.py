@@ -1,0 +1,223 @@
+"""The Ray Serve application: engines and routers, placed, watched, scaled and rolled by Ray.
+
+    serve run engine.cluster.ray.application:build model=/models/llama registry=s3://adapters/prod replicas=4 allow_remote=true
+
+is what `loraplex cluster up` does, and what KubeRay's RayService names as `import_path`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+import ray.util
+import yaml
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from engine.api.loraplex.v1 import engine_pb2
+from engine.cluster.fleet.watcher import to_report
+from engine.cluster.ray.children import Child, ServerChild, free_port
+from engine.cluster.ray.fleet import HEARTBEAT_S, NAMESPACE, Fleet, actor_name
+from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
+from engine.cluster.routing.warming import to_warm
+from engine.config import ClusterSettings, RouterSettings, Settings, load
+
+_START_S = 600.0
+_SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
+
+
+class EngineReplica:
+    """One engine: a `loraplex serve` process, its heartbeats, and its end."""
+
+    async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
+        self._spec = ClusterSettings(**spec)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-engine-"))
+        self._fleet = fleet_of(self._spec)
+        host = _own_address() if self._spec.allow_remote else "127.0.0.1"
+        settings = engine_settings(self._spec, host, free_port(host))
+        settings["cache"] = str(
+            Path(settings["cache"]) / f"engine-{_rank()}"
+        )  # nobody else's, and there after a restart
+        self._drain_s = settings["drain_s"]
+        self._child = ServerChild(settings, self._folder)
+        self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
+        await self._warm()
+        self._drained = False
+        self._task = asyncio.create_task(self._beat())
+
+    async def _warm(self) -> None:
+        """Load what will be asked for here, before anybody knows of this replica."""
+        reports = await self._fleet.reports.remote()
+        others = {name: to_report(engine_pb2.GetEngineResponse.FromString(data)) for name, data in reports.items()}
+        for ref in to_warm(self._child.address, to_report(self._engine), others):
+            await asyncio.to_thread(self._child.preload, ref)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                self._engine = await asyncio.to_thread(self._child.look)
+                drain = await self._fleet.heartbeat.remote(self._child.address, self._engine.SerializeToString())
+                if drain and not self._drained:
+                    self._drained = True
+                    await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
+            except (grpc.RpcError, ray.exceptions.RayError):
+                self._fleet = fleet_of(self._spec)  # it may have been started again under its name
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def check_health(self) -> None:
+        """Ray asks every few seconds, and replaces this replica when this raises."""
+        self._child.check()
+        if self._drained:
+            raise RuntimeError("drained: to be replaced")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the scaling policy goes by."""
+        load, places = self._engine.load, max(1, self._engine.limits.max_running)
+        return {
+            TOKENS: float(load.waiting_tokens),
+            MEMORY: load.kv_cache_usage,
+            ADAPTERS: float(load.waiting_adapters),
+            BUSY: load.running / places,
+        }
+
+    async def __del__(self) -> None:
+        """Ray ends this replica: finish what runs, while routers send new requests elsewhere."""
+        self._task.cancel()
+        await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
+        await self._fleet.leave.remote(self._child.address)
+
+
+class Router:
+    """One router: a `loraplex router` process, and the file that tells it where the replicas are."""
+
+    async def __init__(self, spec: dict[str, Any], engines: Any) -> None:  # type: ignore[misc]
+        del engines  # named so that both are one application; requests go another way
+        self._spec = ClusterSettings(**spec)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-router-"))
+        self._file = self._folder / "fleet.yaml"
+        self._known: list[str] | None = None
+        self._write(await fleet_of(self._spec).addresses.remote() or [])
+        settings = router_settings(self._spec, self._file)
+        self._drain_s = settings["drain_s"]
+        self._child = Child("router", settings, self._folder)
+        self._task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                addresses = await fleet_of(self._spec).addresses.remote(self._known)
+            except (ray.exceptions.RayError, ValueError):
+                await asyncio.sleep(1)  # the Fleet is away: the router goes on with what it has
+                continue
+            if addresses is not None:
+                self._write(addresses)
+
+    def _write(self, addresses: list[str]) -> None:
+        """At once or not at all: the router may be reading."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(yaml.safe_dump({"replicas": addresses}))
+        os.replace(fresh, self._file)
+        self._known = addresses
+
+    def check_health(self) -> None:
+        """As EngineReplica's."""
+        self._child.check()
+
+    async def __del__(self) -> None:
+        """Finish what runs."""
+        self._task.cancel()
+        await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application, from ClusterSettings as a dictionary, as `serve run` and RayService pass them.
+
+    Raises BadConfiguration.
+    """
+    spec = load(ClusterSettings, **args)
+    start_fleet(spec)
+    plain = spec.model_dump(mode="json")
+    deployment: Any = serve.deployment
+    engines = deployment(
+        EngineReplica,
+        name="EngineReplica",
+        ray_actor_options={"num_cpus": spec.cpus, "num_gpus": spec.gpus},
+        max_ongoing_requests=1000,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=engine_settings(spec, "127.0.0.1", 1)["drain_s"] + 2 * _SLOW_S,
+        **_numbers(spec),
+    ).bind(plain)
+    routers = deployment(
+        Router,
+        name="Router",
+        num_replicas=spec.routers,
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=60,
+    )
+    return routers.bind(plain, engines)
+
+
+def _numbers(spec: ClusterSettings) -> dict[str, Any]:
+    if spec.max_replicas is None:
+        return {"num_replicas": spec.replicas}
+    make_policy: Any = AutoscalingPolicy
+    config = AutoscalingConfig(
+        min_replicas=spec.replicas,
+        max_replicas=spec.max_replicas,
+        upscale_delay_s=5,
+        downscale_delay_s=120,
+        policy=make_policy(policy_function="engine.cluster.ray.scaling:policy"),
+    )
+    return {"autoscaling_config": config}
+
+
+def start_fleet(spec: ClusterSettings) -> Any:
+    """The Fleet actor, started if it is not there; it outlives whoever started it, and is restarted when it dies."""
+    options: dict[str, Any] = {
+        "name": actor_name(spec.name), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
+        "max_restarts": -1, "max_task_retries": -1, "num_cpus": 0,
+    }  # fmt: skip
+    return ray.remote(Fleet).options(**options).remote(spec.model_dump(mode="json"))
+
+
+def fleet_of(spec: ClusterSettings) -> Any:
+    """The Fleet actor. Raises ValueError when there is none."""
+    return ray.get_actor(actor_name(spec.name), namespace=NAMESPACE)
+
+
+def engine_settings(spec: ClusterSettings, host: str, port: int) -> dict[str, Any]:
+    """Settings of one server. Raises BadConfiguration."""
+    given: dict[str, Any] = {
+        "model": spec.model, "registry": spec.registry, "cache": spec.cache, "host": host, "port": port, "http_port": 0,
+        "fleet": spec.name, "allow_remote": spec.allow_remote, "tensor_parallel": max(1, spec.gpus), "log_format": "json",
+    }  # fmt: skip
+    return load(Settings, **(given | spec.engine)).model_dump(mode="json")
+
+
+def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
+    """Settings of one router. Raises BadConfiguration."""
+    given: dict[str, Any] = {
+        "fleet": file, "name": spec.name, "host": spec.host, "port": spec.port, "http_port": spec.http_port,
+        "allow_remote": spec.allow_remote, "log_format": "json",
+    }  # fmt: skip
+    return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
+
+
+def _rank() -> int:
+    """The number that Ray gave this replica: the smallest that no other one has."""
+    rank: Any = serve.get_replica_context().rank
+    return int(getattr(rank, "rank", rank))
+
+
+def _own_address() -> str:
+    get: Any = ray.util.get_node_ip_address
+    return str(get())

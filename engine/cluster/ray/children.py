@@ -1,0 +1,118 @@
+"""A server or router as a process of its own, under a Ray actor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+
+import engine
+from engine.api.loraplex.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, engine_pb2_grpc
+from engine.server.app import END_WITH_PARENT
+
+_LOOK_S = 0.2
+_OURS = str(Path(engine.__file__).parents[1])  # where the child finds this very package
+_CALL_S = 2.0
+
+
+class ChildDied(RuntimeError):
+    """The process ended; says how its log ends."""
+
+
+class Child:
+    """`python -m engine.cli COMMAND --config ...`, with the settings that are given; it drains when its parent dies."""
+
+    def __init__(self, command: str, settings: Mapping[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / f"{command}.yaml"
+        config.write_text(yaml.safe_dump({name: _plain(value) for name, value in settings.items()}))
+        self._log = folder / f"{command}.log"
+        environment = os.environ | {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, "-m", "engine.cli", command, "--config", str(config)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raise ChildDied if it has ended."""
+        if (code := self.process.poll()) is not None:
+            text = self._log.read_text(errors="replace")[-2000:]
+            raise ChildDied(f"the process ended with {code}; its log ends:\n{text}")
+
+    def stop(self, grace_s: float) -> None:
+        """Have it finish what it has, for so long at most."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace_s)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait(10)
+
+
+class ServerChild(Child):
+    """`loraplex serve`, and calls to it. They block: an actor makes them in a thread."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        super().__init__("serve", settings, folder)
+        self.address = f"{settings['host']}:{settings['port']}"
+        self._channel = grpc.insecure_channel(self.address)
+        self._engine = engine_pb2_grpc.EngineServiceStub(self._channel)
+        self._adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+
+    def wait_ready(self, timeout_s: float) -> engine_pb2.GetEngineResponse:
+        """Return when the engine can generate. Raises ChildDied, TimeoutError."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            self.check()
+            try:
+                return self.look()
+            except grpc.RpcError:
+                time.sleep(_LOOK_S)
+        raise TimeoutError(f"not ready within {timeout_s:.0f} s")
+
+    def look(self) -> engine_pb2.GetEngineResponse:
+        """How it is. Raises grpc.RpcError."""
+        found: engine_pb2.GetEngineResponse = self._engine.GetEngine(engine_pb2.GetEngineRequest(), timeout=_CALL_S)
+        return found
+
+    def preload(self, ref: str) -> bool:
+        """Load an adapter before anybody asks for it; whether it worked."""
+        try:
+            list(self._adapters.PreloadAdapter(adapters_pb2.PreloadAdapterRequest(adapter=ref), timeout=60))
+        except grpc.RpcError:
+            return False
+        return True
+
+    def stop(self, grace_s: float) -> None:
+        """As a Child, and close the connection."""
+        super().stop(grace_s)
+        self._channel.close()
+
+
+def free_port(host: str) -> int:
+    """A port of this host that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

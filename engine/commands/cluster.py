@@ -1,0 +1,222 @@
+"""`loraplex cluster`: engines and routers on Ray."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from engine.commands.flags import add_flags
+from engine.commands.output import err, out, write_json
+from engine.config import ClusterSettings, load
+from engine.errors import InvalidRequest, NoCluster
+
+app = typer.Typer(no_args_is_help=True, help="Engines and routers on many machines, placed and watched by Ray.")
+
+Name = Annotated[str, typer.Option(help="The fleet's name.")]
+RayAddress = Annotated[str, typer.Option("--ray", help="Address of the Ray cluster; auto: the one on this machine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_PANELS = {"replicas": "How many", "model": "What each one is", "name": "Where"}
+
+
+def up(config: Path | None, **flags: Any) -> None:
+    """Start engines and routers on Ray, or change what runs.
+
+    Examples:
+      loraplex cluster up --replicas 2 --model /models/llama --registry /adapters
+      loraplex cluster up --ray auto --replicas 8 --gpus 1 --allow-remote --host 0.0.0.0
+      loraplex cluster up --config cluster.yaml --max-replicas 16
+
+    Without --ray it starts Ray on this machine and stays until Ctrl-C. With
+    --ray it returns when all is up; running it again with other settings rolls
+    the engines one after the other, without a failed request.
+    """
+    engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
+    spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
+
+    from engine.cluster.ray.local import check_resources, connected
+
+    with connected(spec):
+        check_resources(spec, _resources())
+        with err.status(f"starting {spec.replicas} engines and {spec.routers} routers"):
+            _run(spec)
+        out.print(f"{spec.replicas} engines behind {spec.host}:{spec.port}", highlight=False)
+        if not spec.ray:
+            err.print("Ctrl-C stops it")
+            _until_told()
+            with err.status("stopping"):
+                _stop(spec.name)
+
+
+add_flags(up, ClusterSettings, _PANELS)
+app.command("up")(up)
+
+
+@app.command("status")
+def status(name: Name = "loraplex", ray: RayAddress = "auto", as_json: AsJson = False) -> None:
+    """Show every replica: where it is, what it does, what it holds."""
+    with _fleet(name, ray) as (fleet, get):
+        from engine.api.loraplex.v1 import engine_pb2
+
+        reports = get(fleet.reports.remote())
+        rows = [
+            _row(address, engine_pb2.GetEngineResponse.FromString(data)) for address, data in sorted(reports.items())
+        ]
+        state = _serve_state(name)
+    if as_json:
+        write_json({"replicas": rows, "deployments": state})
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("address", "state", "base", "running", "waiting", "KV cache", "adapters", "version"):
+        table.add_column(heading, no_wrap=heading != "adapters")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table)
+    for deployment, states in state.items():
+        out.print(f"{deployment}: {', '.join(f'{count} {what}' for what, count in states.items())}", highlight=False)
+
+
+@app.command("scale")
+def scale(
+    replicas: Annotated[int, typer.Argument(min=1, help="How many engines there shall be.")],
+    name: Name = "loraplex",
+    ray: RayAddress = "auto",
+) -> None:
+    """Have more or fewer engines. Those that go finish their work first; those that stay are left alone."""
+    with _fleet(name, ray) as (fleet, get):
+        from engine.cluster.ray.local import check_resources
+
+        spec = ClusterSettings(**(get(fleet.spec.remote()) | {"replicas": replicas, "max_replicas": None}))
+        check_resources(spec, _resources())
+        with err.status(f"scaling to {replicas}"):
+            _run(spec)
+        get(fleet.remember.remote(spec.model_dump(mode="json")))
+    out.print(f"{replicas} engines", highlight=False)
+
+
+@app.command("drain")
+def drain(
+    address: Annotated[str, typer.Argument(help="Of the replica, as `status` shows it.")],
+    name: Name = "loraplex",
+    ray: RayAddress = "auto",
+) -> None:
+    """Have one replica take no new work, finish what it has, and make room for a fresh one."""
+    with _fleet(name, ray) as (fleet, get):
+        if not get(fleet.drain.remote(address)):
+            raise InvalidRequest("address", f"there is no replica at {address}: see `loraplex cluster status`")
+    out.print(f"{address} drains", highlight=False)
+
+
+@app.command("down")
+def down(name: Name = "loraplex", ray: RayAddress = "auto") -> None:
+    """Stop engines and routers, after what they are working on. Ray itself goes on."""
+    with _fleet(name, ray), err.status("stopping"):
+        _stop(name)
+    out.print("stopped", highlight=False)
+
+
+def _run(spec: ClusterSettings) -> None:
+    from ray import serve
+
+    from engine.cluster.ray.application import build
+
+    start: Any = serve.start
+    start(proxy_location="Disabled")
+    serve.run(build(spec.model_dump(mode="json")), name=spec.name, route_prefix=None)
+
+
+def _resources() -> dict[str, float]:
+    """What the Ray cluster has in all."""
+    import ray
+
+    get: Any = ray.cluster_resources
+    return dict(get())
+
+
+def _stop(name: str) -> None:
+    import ray
+    from ray import serve
+
+    from engine.cluster.ray.fleet import NAMESPACE, actor_name
+
+    serve.delete(name)
+    ray.kill(ray.get_actor(actor_name(name), namespace=NAMESPACE))
+
+
+@contextmanager
+def _fleet(name: str, address: str) -> Iterator[tuple[Any, Any]]:
+    """The Fleet actor, and ray.get. Raises NoCluster."""
+    from engine.cluster.ray.local import connected
+
+    spec = ClusterSettings(name=name, ray=address, allow_remote=True)
+    with connected(spec) as ray:
+        from engine.cluster.ray.application import fleet_of
+
+        try:
+            fleet = fleet_of(spec)
+        except ValueError as error:
+            raise NoCluster(f"no fleet {name!r} runs there") from error
+        yield fleet, ray.get
+
+
+def _serve_state(name: str) -> dict[str, dict[str, int]]:
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    if application is None:
+        return {}
+    return {
+        deployment: {str(getattr(state, "value", state)): count for state, count in one.replica_states.items()}
+        for deployment, one in application.deployments.items()
+    }
+
+
+def _row(address: str, engine: Any) -> dict[str, Any]:
+    load = engine.load
+    state = "draining" if load.draining else "restarting" if load.restarting else "serving"
+    return {
+        "address": address,
+        "state": state,
+        "base": f"{engine.base.name} {engine.base.fingerprint[7:15]}",
+        "running": load.running,
+        "waiting": load.waiting,
+        "kv_cache": f"{load.kv_cache_usage:.0%}",
+        "adapters": ", ".join(f"{one.name}@{one.version}" for one in engine.resident) or "none",
+        "version": engine.server_version,
+    }
+
+
+def _parsed(text: str | None, name: str) -> dict[str, Any] | None:
+    """A flag's JSON."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--{name}", f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"--{name}", "must be a JSON object")
+    return found
+
+
+def _absolute(spec: ClusterSettings) -> ClusterSettings:
+    """Paths as they are for processes that run elsewhere on this machine."""
+    changes: dict[str, Any] = {"model": spec.model.resolve(), "cache": spec.cache.resolve()}
+    if "://" not in spec.registry:
+        changes["registry"] = str(Path(spec.registry).resolve())
+    return spec.model_copy(update=changes)
+
+
+def _until_told() -> None:
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    while not told.wait(1):
+        continue

@@ -1,0 +1,152 @@
+"""`loraplex adapters import` and `export`: adapters from elsewhere, and to elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from engine.commands import output
+from engine.commands.adapter_group import app
+from engine.commands.params import Json, Model, Ref, RegistryUrl
+
+_HUB = "hf://"
+_WANTED = ("*.json", "*.safetensors", "*.md", "*.txt")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A folder, hf://OWNER/NAME[@REVISION], or s3://, gs://, az:// URL.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the plain LoRA.")],
+    initial: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The adapter as it began (PiSSA, OLoRA).", file_okay=False)
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Turn an adapter trained elsewhere into a folder that can be published.
+
+    Examples:
+      loraplex adapters import ./axolotl-out --out ready --model /models/llama
+      loraplex adapters import hf://me/my-adapter --out ready
+      loraplex adapters import ./pissa-out --initial ./pissa-out/pissa_init --out ready
+
+    PEFT, axolotl, LLaMA-Factory and Unsloth all write such folders; what else
+    is in them is left out. PiSSA becomes plain LoRA of twice the rank, DoRA
+    where it amounts to plain LoRA; what cannot be converted exactly is refused
+    by name. With --model it is also checked against the base.
+    """
+    from engine.commands.registry_backend import check_folder
+    from engine.tuning.conversion import import_adapter
+
+    if out.exists():
+        raise typer.BadParameter(f"{out} exists already", param_hint="--out")
+    with output.spinner(f"importing {source}"), _local(source) as folder:
+        try:
+            found = import_adapter(folder, out, model, initial)
+            warnings = list(check_folder(out, model).warnings) if model else []
+        except BaseException:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+    data = {"folder": str(out), "converted": list(found.done), "left_out": list(found.left_out), "warnings": warnings}
+    output.emit(data, as_json, lambda: _render(data))
+
+
+def _render(data: dict[str, Any]) -> Iterator[RenderableType]:
+    yield Text(f"imported into {data['folder']}", "bold")
+    for what in data["converted"]:
+        yield Text(f"  converted: {what}")
+    if data["left_out"]:
+        yield Text(f"  left out: {', '.join(data['left_out'])}", "dim")
+    yield from output.warnings(data["warnings"])
+    yield Text(f"to publish it: loraplex adapters publish {data['folder']} NAME", "dim")
+
+
+@app.command()
+def export(
+    ref: Ref,
+    target: Annotated[str, typer.Argument(help="A new folder, hf://OWNER/NAME, or s3://, gs://, az:// URL.")],
+    private: Annotated[bool, typer.Option(help="On the Hub: a private repository.")] = True,
+    registry: RegistryUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a version's files out of the registry, as PEFT wrote them.
+
+    Examples:
+      loraplex adapters export support@v2 ./support-v2
+      loraplex adapters export support@v2 hf://me/support --private
+      loraplex adapters export support@v2 s3://bucket/adapters/support-v2
+
+    `PeftModel.from_pretrained` loads what comes out. Every byte is checked
+    against the version's digest first. Nothing that exists is overwritten in a
+    folder or bucket; on the Hub it is a new commit, tagged with the version.
+    """
+    from engine.commands.fetched import fetched
+
+    with fetched([ref], registry) as (version,):
+        _send(version.folder, target, version.ref, private=private)
+    data = {"ref": version.ref, "digest": version.digest, "target": target}
+    output.emit(data, as_json, lambda: [Text(f"exported {version.ref} to {target}")])
+
+
+def _send(folder: Path, target: str, ref: str, *, private: bool) -> None:
+    if target.startswith(_HUB):
+        from huggingface_hub import HfApi
+
+        hub, name = HfApi(), target.removeprefix(_HUB)
+        hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}")
+        hub.create_tag(name, tag=ref.partition("@")[2], exist_ok=True)
+    elif "://" in target:
+        asyncio.run(_upload(folder, target))
+    else:
+        if Path(target).exists():
+            raise typer.BadParameter(f"{target} exists already", param_hint="TARGET")
+        shutil.copytree(folder, target)
+
+
+async def _upload(folder: Path, target: str) -> None:
+    from engine.errors import NotAllowedNow
+    from engine.registry.store import AlreadyThere, Store
+
+    store = Store.open(target)
+    for path in sorted(await asyncio.to_thread(lambda: [*folder.iterdir()])):
+        try:
+            await store.create(path.name, await asyncio.to_thread(path.read_bytes))
+        except AlreadyThere as error:
+            raise NotAllowedNow(f"{target} already holds {path.name}", fix="Name another place.") from error
+
+
+@contextmanager
+def _local(source: str) -> Iterator[Path]:
+    """The source as a folder here."""
+    if "://" not in source:
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="loraplex-import-") as scratch:
+        if source.startswith(_HUB):
+            from huggingface_hub import snapshot_download
+
+            name, _, revision = source.removeprefix(_HUB).partition("@")
+            snapshot_download(name, revision=revision or None, local_dir=scratch, allow_patterns=list(_WANTED))
+        else:
+            asyncio.run(_download(source, Path(scratch)))
+        yield Path(scratch)
+
+
+async def _download(source: str, target: Path) -> None:
+    from engine.registry.store import Store
+
+    store = Store.open(source)
+    for path in await store.list(""):
+        if "/" not in path and any(Path(path).match(pattern) for pattern in _WANTED):
+            data = await store.get(path)
+            await asyncio.to_thread((target / path).write_bytes, data)

@@ -1,0 +1,162 @@
+"""`loraplex readapt` and `base check`: what a new base means for the adapters that are there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from engine.commands import output
+from engine.commands.params import Json, RegistryUrl, whoami
+
+if TYPE_CHECKING:
+    from engine.commands.fetched import Fetched
+    from engine.tuning.rebase import Verdict
+
+_NewBase = Annotated[Path, typer.Option("--new-base", "--new", metavar="FOLDER", help="The new base model.")]
+
+
+def check(new: _NewBase, registry: RegistryUrl = None, as_json: Json = False) -> None:
+    """List which current versions fit another base, which do not, and why.
+
+    Examples:
+      loraplex base check --new /models/llama-3.2-1b
+      loraplex base check --new ./merged --registry s3://adapters/prod --json
+
+    An adapter fits exactly the weights, tokenizer and precision that it was
+    trained on. Others are served without an error by most engines, and answer
+    nonsense. Exit code 1 when one does not fit.
+    """
+    from dataclasses import asdict
+
+    fits = [asdict(fit) for fit in _fits(new, registry)]
+    output.emit(fits, as_json, lambda: _table(fits))
+    if not all(fit["fits"] for fit in fits):
+        raise typer.Exit(1)
+
+
+def _fits(new: Path, registry: str | None) -> Iterator[Any]:
+    from engine.commands.fetched import fetched
+    from engine.registry.fingerprint import read_base
+    from engine.tuning.rebase import fit_of
+
+    base = read_base(new)
+    for name in _names(registry):
+        with fetched([name], registry) as (version,):
+            yield fit_of(version.ref, version.folder, version.fingerprint, version.run, base)
+
+
+def _names(registry: str | None) -> list[str]:
+    """The adapters that have a current version."""
+    from engine.commands.fetched import registry_url
+    from engine.registry.registry import Registry
+    from engine.registry.store import Store
+
+    async def current() -> list[str]:
+        found = Registry(Store.open(registry_url(registry)))
+        return [name for name in await found.list_names() if "current" in await found.aliases(name)]
+
+    return asyncio.run(current())
+
+
+def _table(fits: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    made = output.table("version", "fits", "why")
+    for fit in fits:
+        made.add_row(fit["ref"], "yes" if fit["fits"] else Text("no", "bold red"), fit["why"])
+    yield made
+
+
+def readapt(
+    new_base: _NewBase,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Default: all that do not fit.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Where training data and suites are; may be repeated.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders are made.")] = Path(".loraplex/runs"),
+    registry: RegistryUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Train current versions again on a new base, and publish those that are at least as good.
+
+    Examples:
+      loraplex readapt --new-base /models/llama-3.3-1b --data ./data
+      loraplex readapt --new-base ./merged support legal --data ./data
+
+    Recipes come from the versions themselves; their data is found below --data
+    by its digest, so a changed file is not mistaken for it. Old and new are
+    compared on the held-out rows, and on the suites that the old version was
+    evaluated on. What is not as good stays in its run folder, unpublished.
+    """
+    from engine.commands.fetched import fetched
+
+    chosen = names or [fit.ref.partition("@")[0] for fit in _fits(new_base, registry) if fit.can]
+    results = []
+    for name in chosen:
+        with fetched([name], registry) as (version,):
+            results.append(_readapt(version, new_base, data or [Path()], runs, registry))
+    output.emit(results, as_json, lambda: _outcome(results))
+
+
+def _readapt(version: Fetched, new_base: Path, places: list[Path], runs: Path, registry: str | None) -> dict[str, Any]:
+    from engine.commands.train_view import progress
+    from engine.tuning import rebase, training
+    from engine.tuning.run_folder import RunFolder
+
+    records = asyncio.run(_records(version.ref, registry))
+    digests = [version.run.get("data", {}).get(side, "") for side in ("train", "held_out")]
+    found = rebase.find_data(places, [*digests, *(record["suite_digest"] for record in records)])
+    recipe = rebase.recipe_for(version.run, new_base, found, version.ref)
+    training.plan(recipe)
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder.create(runs, recipe, version.run["recipe"])
+    with progress(f"{version.ref} on {new_base.name}") as on_event:
+        run = training.run(folder, on_event)["run"]
+    verdicts = [rebase.on_held_out(version.run, run)]
+    verdicts += rebase.on_suites(new_base, folder.adapter, version.ref, records, found)
+    good = all(verdict.good for verdict in verdicts)
+    published = asyncio.run(_publish(folder.adapter, recipe.name, new_base, registry, version.ref)) if good else None
+    return {"ref": version.ref, "published": published, "folder": str(folder.path),
+            "verdicts": [_told(verdict) for verdict in verdicts]}  # fmt: skip
+
+
+def _told(verdict: Verdict) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(verdict) | {"good": verdict.good}
+
+
+async def _records(ref: str, registry: str | None) -> list[dict[str, Any]]:
+    from engine.commands.backends import connect
+    from engine.commands.fetched import registry_url
+
+    name, _, version = ref.partition("@")
+    async with connect("", registry_url(registry), None) as backend:
+        return [*await backend.evaluations(name, version)]
+
+
+async def _publish(folder: Path, name: str, base: Path, registry: str | None, old: str) -> str:
+    from engine.commands import describe
+    from engine.commands.backends import Publication, connect
+    from engine.commands.fetched import registry_url
+
+    what = Publication(folder=folder, name=name, publisher=whoami(), notes=f"{old} trained again on {base.name}")
+    async with connect("", registry_url(registry), base) as backend:
+        return describe.ref_of(await backend.publish(what, lambda *_: None))
+
+
+def _outcome(results: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    made = output.table("version", "on", "old", "new", "rows", "outcome")
+    for result in results:
+        for at, verdict in enumerate(result["verdicts"]):
+            outcome = f"published {result['published']}" if result["published"] else f"not as good: {result['folder']}"
+            cells = (verdict["suite"], f"{verdict['old']:.1%}", f"{verdict['new']:.1%}", str(verdict["rows"]))
+            made.add_row(result["ref"] if at == 0 else "", *cells, outcome if at == 0 else "")
+    yield made
+    yield Text("published versions answer nobody until they are promoted: loraplex adapters promote", "dim")

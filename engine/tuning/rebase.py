@@ -1,0 +1,125 @@
+"""When the base changes: which versions still fit, and making new ones of those that do not, from their own recipes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InvalidAdapter, InvalidRecipe
+from engine.registry.checks import Limits, check_adapter
+from engine.registry.fingerprint import Base
+from engine.tuning.recipe import Recipe, parse_recipe
+
+_ANY = Limits(max_rank=512, max_bytes=1 << 40)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a version fits a base; `can` says whether training it again would help."""
+
+    ref: str
+    fits: bool
+    why: str
+    can: bool
+
+
+def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: Base) -> Fit:
+    """Judge a version's files against a new base. `fingerprint` is that of the base it was trained on; empty if unknown."""
+    if fingerprint == base.fingerprint:
+        return Fit(ref, True, "trained on these very weights, tokenizer and precision", False)
+    can = bool(run.get("recipe") and run.get("data"))
+    again = "loraplex readapt can train it again" if can else "no stored recipe: train it again by hand"
+    try:
+        check_adapter(folder, base, _ANY, base.fingerprint)
+    except InvalidAdapter as error:
+        return Fit(ref, False, f"it has other layers ({error.message}); {again}", can)
+    if not fingerprint:
+        return Fit(ref, False, f"its layers fit, but nothing records which weights it was trained on; {again}", can)
+    return Fit(ref, False, f"its layers fit, but it was trained on other weights, tokenizer or precision; {again}", can)
+
+
+def find_data(folders: Sequence[Path], digests: Sequence[str]) -> dict[str, Path]:
+    """Find files by the SHA-256 of their bytes, wherever they lie below `folders` and whatever they are called."""
+    wanted = set(digests)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.jsonl")):
+            digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+            if digest in wanted:
+                found.setdefault(digest, path.resolve())
+    return found
+
+
+def recipe_for(run: dict[str, Any], base: Path, data: dict[str, Path], ref: str) -> Recipe:
+    """A version's own recipe, with another base, and its data where it lies now.
+
+    Raises InvalidRecipe when the version has no recipe, or its data has changed or is not there.
+    """
+    if not run.get("recipe") or not run.get("data"):
+        raise InvalidRecipe("", f"{ref} has no stored recipe", fix="Train it again by hand.")
+    content, digests = dict(run["recipe"]), run["data"]
+    places = {}
+    for side in ("train", "held_out"):
+        if side == "held_out" and not isinstance(content["data"].get("held_out"), str):
+            continue
+        if digests[side] not in data:
+            problem = f"the data of {ref} ({side}, {digests[side][:19]}) is not in the folders that were named"
+            raise InvalidRecipe(
+                f"data.{side}", problem, fix="Name the folder that holds the unchanged file: --data FOLDER."
+            )
+        places[side] = str(data[digests[side]])
+    content["base"] = str(base.resolve())
+    content["data"] = {**content["data"], **places}
+    return parse_recipe(content)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Old against new on one set of rows."""
+
+    suite: str
+    old: float
+    new: float
+    rows: int
+
+    @property
+    def good(self) -> bool:
+        """Whether the new version is at least as good."""
+        return self.new >= self.old
+
+
+def on_held_out(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
+    """Compare two runs' scores on the held-out rows that both have."""
+    before, after = old["evaluation"], new["evaluation"]
+    return Verdict("held-out rows", float(before["adapter"]), float(after["adapter"]), int(after["rows"]))
+
+
+def on_suites(
+    base: Path, adapter: Path, ref: str, records: Sequence[dict[str, Any]], data: dict[str, Path]
+) -> list[Verdict]:
+    """Score the new adapter on each suite that the old version was evaluated on and that is still there.
+
+    Counted strictly: every token of the answer, its end included, must be the likeliest one.
+    """
+    import torch
+    from peft import PeftModel
+
+    from engine.tuning.base_model import load_base, load_tokenizer
+    from engine.tuning.data import read_rows
+    from engine.tuning.merge_check import score_of
+
+    latest = {record["suite_digest"]: record for record in records if "exact" in record["results"].get(ref, {})}
+    there = {digest: record for digest, record in latest.items() if digest in data}
+    if not there:
+        return []
+    model, tokenizer = PeftModel.from_pretrained(load_base(base, torch.float32), str(adapter)), load_tokenizer(base)
+    verdicts = []
+    for digest, record in there.items():
+        score = score_of(model, read_rows(str(data[digest])).rows, tokenizer)
+        if score:
+            old = float(record["results"][ref]["exact"]["value"])
+            verdicts.append(Verdict(record["suite"], old, score.accuracy, score.rows))
+    return verdicts

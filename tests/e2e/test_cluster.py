@@ -1,0 +1,195 @@
+"""The real Ray, with whole servers and made-up answers: whatever is killed, drained or rolled, no caller notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from engine.client import AsyncClient, RequestError
+from engine.client.testing import write_adapter, write_base
+from loadtest.bench.child import free_port
+from tests.unit.cluster.load import NAMES, Load
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+_KILL_FLEET = """
+import ray
+from engine.cluster.ray.application import fleet_of
+from engine.cluster.ray.local import connected
+from engine.config import ClusterSettings
+spec = ClusterSettings(ray="auto", name="e2e")
+with connected(spec):
+    ray.kill(fleet_of(spec), no_restart=False)
+"""
+
+
+class Cluster:
+    """`loraplex cluster up` as a process, and what the command line can do to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        write_base(folder / "base")
+        self.spec = [
+            "--replicas", "2", "--cpus", "0.1", "--model", str(folder / "base"), "--registry", str(folder / "registry"),
+            "--cache", str(folder / "cache"), "--port", str(self.port), "--http-port", "0", "--name", "e2e",
+        ]  # fmt: skip
+        self.log = (folder / "cluster.log").open("wb")
+        command = [sys.executable, "-m", "engine.cli", "cluster", "up", *self.spec, "--engine", self.engine()]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+
+    @staticmethod
+    def engine(**more: Any) -> str:
+        """Settings of the servers."""
+        return json.dumps({"engine": "fake", "drain_s": 5, "context_length": 2048} | more)
+
+    async def command(self, *words: str) -> str:
+        """Run `loraplex cluster ...`; its output."""
+        command = [sys.executable, "-m", "engine.cli", "cluster", *words]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+    async def status(self) -> list[dict[str, Any]]:
+        """What `status` says of the replicas."""
+        found: list[dict[str, Any]] = json.loads(await self.command("status", "--name", "e2e", "--json"))["replicas"]
+        return found
+
+    def servers(self) -> list[psutil.Process]:
+        """The servers' processes."""
+        return [
+            one for one in psutil.process_iter(["cmdline"])
+            if any("e2e-engine-" in word for word in one.info["cmdline"] or [])
+        ]  # fmt: skip
+
+    def stop(self) -> None:
+        """End all of it."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(60)
+        finally:
+            for one in (*self.servers(), *psutil.Process(os.getpid()).children()):
+                if "e2e" in " ".join(one.cmdline()):
+                    one.kill()
+            self.log.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One Ray for all of these tests."""
+    pytest.importorskip("ray")
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
+    """Connected to the router, when both engines are there and have three adapters to answer with."""
+    async with AsyncClient(f"127.0.0.1:{cluster.port}", timeout_s=60, retries=0) as connected:
+        await up(connected)
+        folder = tmp_path_factory.mktemp("adapters")
+        for seed, name in enumerate(filter(None, NAMES)):
+            write_adapter(folder / name, seed)
+            await connected.adapters.publish(folder / name, name)
+        yield connected
+
+
+async def up(client: AsyncClient, engines: int = 2) -> None:
+    """Wait until the router knows so many engines, and no others."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        try:
+            if (await client.engine()).engine.startswith(f"{engines} of {engines} "):
+                return
+        except RequestError:
+            pass
+        await asyncio.sleep(0.1)
+    pytest.fail(f"{engines} engines did not come up")
+
+
+def load(client: AsyncClient) -> Load:
+    """Answers of 400 tokens each."""
+    return Load(client, max_tokens=400, ignore_eos=True)
+
+
+async def test_a_server_is_killed(cluster: Cluster, client: AsyncClient) -> None:
+    """Ray replaces it, and no answer is lost or changed."""
+    callers = load(client)
+    async with callers.running(6):
+        await asyncio.sleep(1)
+        cluster.servers()[0].kill()
+        await asyncio.sleep(1)
+        await up(client)
+    assert not callers.wrong
+    assert callers.answered > 20
+
+
+async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> None:
+    """Routers go on with what they know, and soon the new Fleet knows it too."""
+    callers = load(client)
+    async with callers.running(6):
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", _KILL_FLEET], check=True)
+        await asyncio.sleep(5)
+        assert len(await cluster.status()) == 2
+    assert not callers.wrong
+
+
+async def test_drain_and_rolling_change(cluster: Cluster, client: AsyncClient) -> None:
+    """A drained replica is replaced, and new settings reach all of them one by one, without a failed request."""
+    callers = load(client)
+    async with callers.running(6):
+        before = {row["address"] for row in await cluster.status()}
+        await cluster.command("drain", sorted(before)[0], "--name", "e2e")
+        await asyncio.sleep(3)
+        await up(client)
+        rolled = [*cluster.spec, "--ray", "auto", "--engine", cluster.engine(max_resident=4)]
+        await cluster.command("up", *rolled)
+        await up(client)
+        after = {row["address"] for row in await cluster.status()}
+    assert not callers.wrong
+    assert not before & after
+    assert (await client.engine()).limits.max_resident == 8
+
+
+async def test_scale(cluster: Cluster, client: AsyncClient) -> None:
+    """One more engine, and one less again; nobody else is restarted."""
+    before = {row["address"] for row in await cluster.status()}
+    callers = load(client)
+    async with callers.running(6):
+        await cluster.command("scale", "3", "--name", "e2e")
+        await up(client, engines=3)
+        assert before < {row["address"] for row in await cluster.status()}
+        await cluster.command("scale", "2", "--name", "e2e")
+        await up(client, engines=2)
+    assert not callers.wrong
+
+
+async def test_the_raylet_is_killed(cluster: Cluster, client: AsyncClient) -> None:
+    """With Ray itself gone, answers under way are finished. The last test: nothing is left afterwards."""
+    # Many log probabilities fill the connection, so that the servers are far from done when Ray goes.
+    wide = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0, "logprobs": 20}
+    streams = [client.stream(prompt=f"{number}", **wide) for number in range(6)]
+    firsts = [await anext(aiter(stream)) for stream in streams]
+    assert all(first.token_ids for first in firsts)
+    raylets = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "raylet"]
+    ours = [one for one in raylets if cluster.process.pid in {parent.pid for parent in one.parents()}]
+    assert ours
+    for one in ours:
+        one.kill()
+    counts = [1 + sum([len(chunk.token_ids) async for chunk in stream]) for stream in streams]
+    assert counts == [1500] * 6

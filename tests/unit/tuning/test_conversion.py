@@ -1,0 +1,138 @@
+"""Adapters from elsewhere: converted when the result computes the same, refused by name when nothing plain does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from engine.errors import InvalidAdapter
+from engine.tuning.conversion import import_adapter
+from tests.unit.cli.calls import call
+from tests.unit.tuning.test_merge import TEXT, write_adapter
+
+
+def answers(base: Path, adapter: Path) -> torch.Tensor:
+    """Logits of base and adapter, as PEFT computes them."""
+    with torch.no_grad():
+        return PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))(TEXT).logits
+
+
+def trained(base: Path, folder: Path, *, train: str, **settings: Any) -> tuple[Path, torch.Tensor, Path]:
+    """An adapter with some of its parameters changed, as by training; its logits; and the folder as it began."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **settings)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(str(folder / "initial"), save_embedding_layers=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if train in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+        wanted = model(TEXT).logits
+    model.save_pretrained(str(folder / "trained"), save_embedding_layers=False)
+    return folder / "trained", wanted, folder / "initial"
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissa_becomes_plain_lora_of_twice_the_rank(tmp_path: Path, base: Path, rslora: bool) -> None:
+    """The same logits on the untouched base, from the base's own singular values or from the initial adapter."""
+    adapter, wanted, initial = trained(base, tmp_path, train="lora_", init_lora_weights="pissa", use_rslora=rslora)
+    for target, help_ in (("a", {"base": base}), ("b", {"initial": initial})):
+        done = import_adapter(adapter, tmp_path / target, **help_).done
+        assert done == ("pissa, as plain LoRA of twice the rank",)
+        assert json.loads((tmp_path / target / "adapter_config.json").read_text())["r"] == 8
+        assert torch.allclose(answers(base, tmp_path / target), wanted, atol=1e-3)
+    with pytest.raises(InvalidAdapter, match="only be judged beside the base"):
+        import_adapter(adapter, tmp_path / "c")
+
+
+def test_olora_needs_the_adapter_as_it_began(tmp_path: Path, base: Path) -> None:
+    """With it, the same logits; without it, refused by name."""
+    adapter, wanted, initial = trained(base, tmp_path, train="lora_", init_lora_weights="olora")
+    import_adapter(adapter, tmp_path / "a", initial=initial)
+    assert torch.allclose(answers(base, tmp_path / "a"), wanted, atol=1e-3)
+    with pytest.raises(InvalidAdapter, match="olora cannot be converted without"):
+        import_adapter(adapter, tmp_path / "b", base=base)
+
+
+def test_dora_is_converted_only_where_it_is_plain(tmp_path: Path, base: Path) -> None:
+    """Lengths as they were: yes. Learnt ones: no plain LoRA computes that, and it is said which layer shows it."""
+    adapter, _, _ = trained(base, tmp_path, train="magnitude", use_dora=True)
+    with pytest.raises(InvalidAdapter, match="DoRA has learnt other lengths"):
+        import_adapter(adapter, tmp_path / "a", base=base)
+    plain, wanted, _ = trained(base, tmp_path / "same", train="nothing", use_dora=True)
+    import_adapter(plain, tmp_path / "b", base=base)
+    assert torch.allclose(answers(base, tmp_path / "b"), wanted, atol=1e-3)
+
+
+def test_a_trainers_folder_is_imported_without_what_else_it_holds(tmp_path: Path, base: Path) -> None:
+    """Wrapped names, optimizer states, a tokenizer, the path of somebody's machine: then it can be published."""
+    folder = write_adapter(tmp_path / "theirs", base)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    wanted = answers(base, folder)
+    wrapped = {name.replace("lora_A.", "lora_A.default.").replace("model.layers", "model._orig_mod.layers"): tensor
+               for name, tensor in tensors.items()}  # fmt: skip
+    save_file(wrapped, folder / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "tokenizer.json", "trainer_state.json"):
+        (folder / name).write_text("{}")
+    found = call("adapters", "import", folder, "--out", tmp_path / "ready", "--model", base, "--json").json
+    assert set(found["left_out"]) == {"optimizer.pt", "tokenizer.json", "trainer_state.json"}
+    assert torch.allclose(answers(base, tmp_path / "ready"), wanted)
+    published = call("adapters", "publish", tmp_path / "ready", "x", "--registry", tmp_path / "r", "--model", base)
+    assert published.code == 0
+
+
+@pytest.mark.parametrize(("file", "said"), [("adapter_model.bin", "pickle file"), ("other", "the file is missing")])
+def test_what_is_no_adapter_is_refused(tmp_path: Path, file: str, said: str) -> None:
+    """A pickle is never opened."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
+    (tmp_path / "theirs" / file).write_bytes(b"x")
+    shown = call("adapters", "import", tmp_path / "theirs", "--out", tmp_path / "ready")
+    assert (shown.code, said in shown.err, (tmp_path / "ready").exists()) == (1, True, False)
+
+
+def test_a_version_goes_out_and_comes_back(tmp_path: Path, base: Path) -> None:
+    """Through a folder and an object store; PEFT loads it, and nothing is overwritten."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    where = ("--registry", tmp_path / "registry")
+    call("adapters", "publish", adapter, "tiny", *where, "--model", base)
+    bucket = f"file://{tmp_path}/bucket"
+    for target in (str(tmp_path / "out"), bucket):
+        assert call("adapters", "export", "tiny@v1", target, *where).code == 0
+        assert call("adapters", "export", "tiny@v1", target, *where).code in (1, 2)
+    assert call("adapters", "import", bucket, "--out", tmp_path / "back", "--model", base).code == 0
+    assert torch.equal(answers(base, tmp_path / "out"), answers(base, tmp_path / "back"))
+
+
+def test_the_hub_gets_a_commit_and_a_tag(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version's files, unchanged."""
+    import huggingface_hub
+
+    calls: list[tuple[str, Any]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append(("repo", (name, options["private"])))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+            calls.append(("files", sorted(path.name for path in folder_path.iterdir())))
+
+        def create_tag(self, name: str, *, tag: str, exist_ok: bool) -> None:
+            calls.append(("tag", tag))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    where = ("--registry", tmp_path / "registry")
+    call("adapters", "publish", write_adapter(tmp_path / "adapter", base), "tiny", *where, "--model", base)
+    assert call("adapters", "export", "tiny", "hf://me/tiny", *where).code == 0
+    assert calls == [
+        ("repo", ("me/tiny", True)),
+        ("files", ["adapter_config.json", "adapter_model.safetensors"]),
+        ("tag", "v1"),
+    ]

@@ -1,0 +1,91 @@
+"""A new base: versions that do not fit are named with the reason, and trained again from what they themselves record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRecipe
+from engine.tuning import training
+from engine.tuning.rebase import find_data, recipe_for
+from engine.tuning.recipe import load_recipe, written_recipe
+from engine.tuning.run_folder import RunFolder
+from engine.tuning.session import Session
+from tests.unit.cli.calls import call
+from tests.unit.tuning.tiny import write_base, write_recipe
+
+
+def trained(folder: RunFolder) -> dict[str, Any]:
+    """Train in this process."""
+    session = Session(folder, lambda _: None)
+    session.prepare()
+    session.learn()
+    return session.finish()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A registry with one version, trained by its recipe, and the data beside it."""
+    home = tmp_path_factory.mktemp("home")
+    file = write_recipe(home, base, train={"steps": 20})
+    folder = RunFolder.create(home / "runs", load_recipe(file), written_recipe(file))
+    trained(folder)
+    where = ("--registry", home / "registry", "--model", base)
+    assert call("adapters", "publish", folder.adapter, "tiny", *where).code == 0
+    return home
+
+
+def test_versions_are_judged_against_a_new_base(published: Path, base: Path, tmp_path: Path) -> None:
+    """Its own base fits; other weights do not, nor other layers; the reason is said, and the exit code is 1."""
+    registry = ("--registry", published / "registry")
+    assert call("base", "check", "--new", base, *registry).code == 0
+    other = call("base", "check", "--new", write_base(tmp_path / "other", seed=5), *registry)
+    assert (other.code, "trained on other weights" in other.out) == (1, True)
+    smaller = call("base", "check", "--new", write_base(tmp_path / "smaller", layers=1), *registry)
+    assert (smaller.code, "other layers" in smaller.out) == (1, True)
+
+
+@pytest.mark.parametrize(("exact", "good"), [(1.0, True), (-1.0, False)])
+def test_only_what_is_as_good_is_published(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: float, good: bool
+) -> None:
+    """Trained by the stored recipe on the data of that digest; the rest stays in its run folder."""
+
+    def run(folder: RunFolder, _: training.OnEvent) -> dict[str, Any]:
+        result = trained(folder)
+        result["run"]["evaluation"]["adapter"] = exact
+        return result
+
+    monkeypatch.setattr(training, "run", run)
+    new = write_base(tmp_path / "new", seed=7)
+    words = ("readapt", "--new-base", new, "--data", published, "--runs", tmp_path / "runs")
+    (result,) = call(*words, "--registry", published / "registry", "--json").json
+    assert result["verdicts"][0]["new"] == exact
+    assert (result["published"] is not None) == good
+    assert (
+        json.loads((Path(result["folder"]) / "adapter" / "run.json").read_text())["recipe"]["data"]["train"]
+        == "train.jsonl"
+    )
+
+
+def test_data_is_found_by_its_digest_and_never_by_its_name(tmp_path: Path) -> None:
+    """A changed file of the same name is refused."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "renamed.jsonl").write_text("rows")
+    digest = "sha256:d30bc6c6f53c27fcd2e5bfb6de4a0e0f0f3a5d0c5e3a6d3c7f6f2cbbd7f6ae9f"
+    (found,) = find_data([tmp_path], [_digest("rows"), digest]).values()
+    assert found.name == "renamed.jsonl"
+    run = {"recipe": {"name": "x", "data": {"train": "renamed.jsonl"}}, "data": {"train": digest}}
+    with pytest.raises(InvalidRecipe, match="is not in the folders"):
+        recipe_for(run, tmp_path, {}, "x@v1")
+    with pytest.raises(InvalidRecipe, match="no stored recipe"):
+        recipe_for({}, tmp_path, {}, "x@v1")
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
