@@ -35,7 +35,7 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All parts as they are without options, one after the other: about 35 minutes on two cores.
+    """All parts as they are without options, one after the other: about 50 minutes on two cores.
 
     Examples:
       make bench ARGS="all"
