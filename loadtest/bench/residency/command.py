@@ -229,7 +229,7 @@ def residency(
     """What more adapters than slots cost: throughput, waits, gaps between tokens, and one tenant's flood.
 
     Examples:
-      make bench ARGS="residency"                                  about twelve minutes
+      make bench ARGS="residency"          about twelve minutes
       make bench ARGS="residency --parts cliff --adapters 8,1000"
       make bench ARGS="residency --parts stall,fairness --rounds 3"
 
