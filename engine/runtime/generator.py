@@ -120,6 +120,7 @@ class Generator:
         self.residency = residency
         admission.follow(residency)
         residency.on_change = admission.wake
+        admission.on_upcoming = residency.load_ahead
         self.grammars = Grammars()
         self._numbers = itertools.count(1)
 
@@ -142,7 +143,7 @@ class Generator:
         if request.begun:
             self._check_begun(request.begun, manifest, sampling)
             answer.resumed = len(request.begun.resume.token_ids)
-        with self._observed(answer, route.side if route else None):
+        with self._observed(answer, route.side if route else None), self.residency.expected(manifest):
             async with self._answered(request, answer, ids, sampling) as deltas:
                 yield answer, deltas
 
@@ -158,7 +159,7 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer),
+                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer),
                     request.begun.resume if request.begun else None,
                 )  # fmt: skip
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:

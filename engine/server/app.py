@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -39,11 +41,12 @@ from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
 from engine.registry.signatures import check_key
 from engine.registry.store import Store
+from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
-from engine.runtime.residency import Residency
+from engine.runtime.residency import HostMemory, Residency, shared_folder
 from engine.runtime.supervised import Supervised
 from engine.server.adapters import AdapterService
 from engine.server.boundary import Boundary
@@ -77,7 +80,9 @@ class App:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.engine = Supervised(engine or make_engine(settings), settings.max_restarts, self.metrics)
+        self.engine = Supervised(
+            engine or make_engine(settings), settings.max_restarts, self.metrics, max_stall_s=settings.max_stall_s
+        )
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
         self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
@@ -87,6 +92,7 @@ class App:
         self._server: aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
+        self._prepared: Path | None = None
         self.generator: Generator | None = None
 
     async def start(self) -> None:
@@ -134,6 +140,8 @@ class App:
         if self.generator:
             await self.generator.grammars.stop()
         await self.engine.stop()
+        if self._prepared:
+            shutil.rmtree(self._prepared, ignore_errors=True)
         log.info("stopped")
 
     def _make_server(self) -> aio.Server:
@@ -166,14 +174,7 @@ class App:
             check_key(settings.require_signature)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
-        residency = Residency(
-            self.engine,
-            LocalCopies(settings.cache / "adapters", registry, settings.require_signature),
-            base_fingerprint=base.fingerprint,
-            capacity=settings.max_resident,
-            load_timeout_s=settings.load_timeout_s,
-            observer=self.metrics,
-        )
+        residency = self._make_residency(registry, base)
         self.engine.keeper = residency
         self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
         self.metrics.watch(self.engine, self.admission, residency)
@@ -184,6 +185,30 @@ class App:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
+
+    def _make_residency(self, registry: Registry, base: Base) -> Residency:
+        """The tiers, from the disk up."""
+        settings, rates, evicted = self.settings, Rates(), self.metrics.adapter_evicted
+        copies = LocalCopies(
+            settings.cache / "adapters",
+            registry,
+            settings.require_signature,
+            settings.disk_cache_mib * MEBIBYTE,
+            rates,
+            lambda: evicted("disk"),
+        )
+        limit = settings.host_memory_mib * MEBIBYTE
+        self._prepared = shared_folder(settings.cache / "prepared", limit)
+        memory = HostMemory(copies, self.engine.prepare, self._prepared, limit, rates, lambda: evicted("memory"))
+        return Residency(
+            self.engine,
+            memory,
+            base_fingerprint=base.fingerprint,
+            capacity=settings.max_resident,
+            load_timeout_s=settings.load_timeout_s,
+            rates=rates,
+            observer=self.metrics,
+        )
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -10,9 +10,11 @@ import typer
 from loadtest.bench import output
 from loadtest.bench.adapters.command import adapters
 from loadtest.bench.child import ContenderDied
+from loadtest.bench.eviction import eviction
 from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
+from loadtest.bench.residency.command import residency
 from loadtest.bench.router.command import router
 from loadtest.bench.tuning.command import tuning
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PARTS = (adapters, frontend, memory, profile, router, tuning)
+PARTS = (adapters, frontend, memory, profile, residency, eviction, router, tuning)
 for part in PARTS:
     app.command()(part)
 
@@ -33,7 +35,7 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All parts as they are without options, one after the other: about 35 minutes on two cores.
+    """All parts as they are without options, one after the other: about 50 minutes on two cores.
 
     Examples:
       make bench ARGS="all"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal, Protocol
 
@@ -45,6 +45,7 @@ class Admission:
     def __init__(self, rules: Rules, observer: Observer | None = None) -> None:
         self.rules = rules
         self.draining = False
+        self.on_upcoming: Callable[[str], None] = lambda _digest: None  # told whose adapter is next to get a slot
         self._policy = Policy(rules)
         self._observer = observer
         self._futures: dict[Ticket, asyncio.Future[None]] = {}  # of those who wait
@@ -161,6 +162,8 @@ class Admission:
                 future.set_exception(error)
         if not self._policy.running and not self._policy.waiting:
             self._idle.set()
+        elif (upcoming := self._policy.upcoming()) is not None:
+            self.on_upcoming(upcoming)
         self._set_alarm()
 
     def _set_alarm(self) -> None:
