@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal, Protocol
 
@@ -45,6 +45,9 @@ class Admission:
     def __init__(self, rules: Rules, observer: Observer | None = None) -> None:
         self.rules = rules
         self.draining = False
+        self.on_change: Callable[[], None] = lambda: (
+            None
+        )  # called when somebody has come, started, left or been refused
         self._policy = Policy(rules)
         self._observer = observer
         self._futures: dict[Ticket, asyncio.Future[None]] = {}  # of those who wait
@@ -87,6 +90,7 @@ class Admission:
     def drain(self) -> None:
         """Refuse new requests; the ones that run or wait already go on."""
         self.draining = True
+        self.on_change()
 
     async def until_idle(self) -> None:
         """Return when nothing runs or waits."""
@@ -151,6 +155,7 @@ class Admission:
                 future.set_exception(error)
         if not self._policy.running and not self._policy.waiting:
             self._idle.set()
+        self.on_change()
         self._set_alarm()
 
     def _set_alarm(self) -> None:
