@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, generate, root, serve
+    from engine.commands import adapters, base, doctor, generate, root, serve, top
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -28,6 +28,7 @@ def make_app() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(base.app, name="base")
+    app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")
     return app

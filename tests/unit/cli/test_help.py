@@ -13,12 +13,13 @@ from tests.unit.cli.calls import COMMAND, call
 COMMANDS = [
     ("serve",),
     ("generate",),
+    ("top",),
     ("doctor",),
     ("base", "fingerprint"),
     *(
         ("adapters", name)
         for name in (
-            "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "unalias", "delete",
+            "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "shadow", "unalias", "delete",
             "preload", "pin", "unpin", "unload", "watch",
         )
     ),
