@@ -13,7 +13,7 @@ def make_app() -> typer.Typer:
     """The app with all its commands; importing them is quick, what is heavy they import when they run."""
     import typer
 
-    from engine.commands import adapters, base, doctor, generate, root, serve, top
+    from engine.commands import adapters, base, doctor, evaluate, generate, merge, root, router, serve, top, train
     from loadtest.cli import app as loadtest
 
     app = typer.Typer(
@@ -25,8 +25,13 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command("serve")(serve.command)
+    app.command("router")(router.command)
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
+    app.command("train")(train.train)
+    app.command("eval")(evaluate.evaluate)
+    app.command("compare")(evaluate.compare)
+    app.command("merge")(merge.merge)
     app.add_typer(base.app, name="base")
     app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)

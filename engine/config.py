@@ -6,7 +6,7 @@ import os
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from engine.errors import BadConfiguration
 
 MEBIBYTE = 1024 * 1024
+S = TypeVar("S", bound=BaseSettings)
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a tenant's name
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
 
@@ -53,6 +54,9 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Devices that share the model, a worker process each; they must divide its heads."
+    )
     kv_cache_gib: int = Field(2, ge=1, le=1024, description="Memory for the key-value cache on a CPU, in whole GiB.")
     gpu_memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may use.")
     lora_kernels: Literal["auto", "force", "off"] = Field(
@@ -137,6 +141,63 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
 
+class RouterSettings(BaseSettings):
+    """A router's settings. Frozen, as the server's."""
+
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_ROUTER_", frozen=True, extra="forbid")
+
+    # Where the replicas are
+    replicas: str = Field("", description="Their gRPC addresses, such as 10.0.0.1:50051,10.0.0.2:50051.")
+    fleet: Path | None = Field(
+        None, description="Or a YAML file, `replicas: [host:port, ...]`, followed as it changes."
+    )
+    poll_s: float = Field(0.25, gt=0, le=60, description="How often to ask each replica how it is.")
+    give_up_s: float = Field(
+        30.0, ge=0, le=3600, description="How long a request that fails on every replica is tried again."
+    )
+
+    # Where to listen
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
+    port: int = Field(50050, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    http_port: int = Field(
+        9091, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 picks a free one."
+    )
+    workers: int = Field(1, ge=1, le=64, description="Processes that share the gRPC port; a core each.")
+    allow_remote: bool = Field(
+        False, description="Allow a --host that other machines reach, although nothing authenticates."
+    )
+    reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+
+    # Bounds
+    max_message_mib: int = Field(8, ge=1, le=512, description="Largest gRPC message received, in MiB.")
+    max_streams: int = Field(16384, ge=1, le=1_000_000, description="gRPC calls at once in each process.")
+    drain_s: float = Field(30.0, ge=0, le=3600, description="How long in-flight requests may go on after SIGTERM.")
+
+    # Logs
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, else json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+
+    @model_validator(mode="after")
+    def _loopback_unless_allowed(self) -> RouterSettings:
+        if not self.allow_remote and not _is_loopback(self.host):
+            raise ValueError(f"host {self.host} is reachable from outside; add --allow-remote if that is meant")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RouterSettings:
+        if bool(self.replicas) == bool(self.fleet):
+            raise ValueError("say where the replicas are: either --replicas or --fleet")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_need_a_port(self) -> RouterSettings:
+        if self.workers > 1 and not self.port:
+            raise ValueError("several workers share one port, so it cannot be 0")
+        return self
+
+
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
 
 
@@ -164,24 +225,30 @@ def _is_loopback(host: str) -> bool:
 
 
 def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """The server's settings: see `load`."""
+    return load(Settings, file, **flags)
+
+
+def load(kind: type[S], file: Path | None = None, **flags: Any) -> S:
     """Merge defaults, `file` (YAML), the environment and `flags` (None: not given).
 
     Raises BadConfiguration naming every wrong setting, where it came from and its limits.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     from_file = _read_yaml(file) if file else {}
-    if unknown := sorted(set(from_file) - set(Settings.model_fields)):
+    if unknown := sorted(set(from_file) - set(kind.model_fields)):
         raise BadConfiguration(f"{file}: unknown setting {', '.join(unknown)}")
     try:
-        beneath = {name: value for name, value in from_file.items() if name not in _set_in_environment()}
-        return Settings(**(beneath | given))
+        beneath = {name: value for name, value in from_file.items() if name not in _set_in_environment(kind)}
+        return kind(**(beneath | given))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise BadConfiguration("; ".join(problems)) from error
 
 
-def _set_in_environment() -> set[str]:
-    return {name for name in Settings.model_fields if f"LORAPLEX_{name}".upper() in os.environ}
+def _set_in_environment(kind: type[BaseSettings]) -> set[str]:
+    prefix = kind.model_config.get("env_prefix", "")
+    return {name for name in kind.model_fields if f"{prefix}{name}".upper() in os.environ}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

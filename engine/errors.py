@@ -9,9 +9,11 @@
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
     │   ├── Overtaken                 ABORTED              an alias moved while the version was being loaded
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
+    │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
     │   ├── NotFinite                 FAILED_PRECONDITION  the adapter makes numbers that are none (NaN) of this prompt
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
-    │   └── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
+    │   └── NotEverywhere             FAILED_PRECONDITION  some of the replicas could not do it
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
     │   ├── WaitedTooLong             UNAVAILABLE          no place became free within the limit
@@ -21,7 +23,17 @@
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine died in the middle of it
     │   ├── AdapterLost               UNAVAILABLE          the adapter did not survive the engine's restart
+    │   ├── NoReplica                 UNAVAILABLE          no replica of the base is there just now
+    │   ├── StreamLost                UNAVAILABLE          a replica failed, and its answer cannot be gone on with
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
+    ├── the recipe, the data or the suite must change (the command line's train, eval and merge)
+    │   ├── InvalidRecipe             INVALID_ARGUMENT     a key of a training recipe is wrong
+    │   ├── InvalidRows               INVALID_ARGUMENT     rows of a file are wrong: which ones, and why
+    │   ├── InvalidRequirement        INVALID_ARGUMENT     a requirement expression cannot be read
+    │   ├── RequirementNotMet         FAILED_PRECONDITION  a version's scores are below what was required
+    │   ├── NoSpace                   FAILED_PRECONDITION  the disk has no room for what is to be written
+    │   ├── TrainingFailed            FAILED_PRECONDITION  a run ended without an adapter
+    │   └── MergeRefused              FAILED_PRECONDITION  the merge would lose the adapter
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
@@ -137,6 +149,20 @@ class WrongBase(LoraplexError):
     def __init__(self, ref: str, trained_on: str, served: str) -> None:
         super().__init__(f"{ref} was trained on base {trained_on}, this engine serves base {served}")
         self.ref = ref
+        self.trained_on = trained_on
+        self.served = served
+
+
+class OtherVersion(LoraplexError):
+    """An answer is to be resumed that another version, or another base, began."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "OTHER_VERSION"
+    fix = "Name the version that began the answer, on a server of the same base; or ask again from the start."
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(f"{ref} did not begin this answer, so it cannot go on with it")
+        self.ref = ref
 
 
 class NotFinite(LoraplexError):
@@ -168,6 +194,19 @@ class NotAllowedNow(LoraplexError):
 
     status = "FAILED_PRECONDITION"
     reason = "NOT_ALLOWED_NOW"
+
+
+class NotEverywhere(LoraplexError):
+    """Some replicas could not do what all were asked to. `failures` says why, by address."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NOT_EVERYWHERE"
+    fix = "See to the named replicas, or drain them, then ask again: it does no harm where it is done already."
+
+    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str) -> None:
+        told = "; ".join(f"{address}: {problem}" for address, problem in sorted(failures.items()))
+        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})")
+        self.failures = failures
 
 
 class Unavailable(LoraplexError):
@@ -266,6 +305,28 @@ class AdapterLost(Unavailable):
         super().__init__(f"{ref} did not survive a restart of the engine")
 
 
+class NoReplica(Unavailable):
+    """No replica can answer: none is ready, or none of the base that is asked for."""
+
+    reason = "NO_REPLICA"
+    fix = "Wait for a replica to come up; `loraplex cluster status` says what each one does."
+    retry_after_s = 5.0
+
+    def __init__(self, base: str = "") -> None:
+        super().__init__(f"no replica of base {base} is ready" if base else "no replica is ready")
+
+
+class StreamLost(Unavailable):
+    """The replica failed in the middle of an answer that no other one can go on with."""
+
+    reason = "STREAM_LOST"
+    fix = "Ask again from the start."
+
+    def __init__(self, tokens_sent: int, why: str) -> None:
+        super().__init__(f"the replica failed after {tokens_sent} tokens, and {why}")
+        self.tokens_sent = tokens_sent
+
+
 class RegistryUnavailable(Unavailable):
     """The registry's store cannot be reached, is full or is read-only. Adapters that are loaded are served on."""
 
@@ -274,6 +335,82 @@ class RegistryUnavailable(Unavailable):
 
     def __init__(self, doing: str, why: str) -> None:
         super().__init__(f"the registry failed while {doing}: {why}")
+
+
+class InvalidRecipe(LoraplexError):
+    """A key of a training recipe is wrong; `key` is its dotted path."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_RECIPE"
+    fix = "Correct the key; `loraplex train --init` writes a recipe with every key explained."
+
+    def __init__(self, key: str, problem: str, *, fix: str | None = None) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem, fix=fix)
+        self.key = key
+
+
+class InvalidRows(LoraplexError):
+    """Rows of a file of training data or of an evaluation suite are wrong; `rows` holds (line number, reason) pairs."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_ROWS"
+    fix = "Correct or remove these rows."
+    shown = 10
+
+    def __init__(self, file: str, rows: list[tuple[int, str]], *, fix: str | None = None) -> None:
+        lines = [f"  row {number}: {problem}" for number, problem in rows[: self.shown]]
+        more = [f"  and {len(rows) - self.shown} more"] if len(rows) > self.shown else []
+        count = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+        super().__init__("\n".join([f"{file}: {count} wrong", *lines, *more]), fix=fix)
+        self.rows = rows
+
+
+class InvalidRequirement(LoraplexError):
+    """A requirement expression cannot be read."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUIREMENT"
+    fix = "Join conditions with 'and': a metric, >=, >, <= or < and a number; or 'not worse than current'."
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(f"the requirement {text!r} cannot be read: {problem}")
+
+
+class RequirementNotMet(LoraplexError):
+    """A version's scores are below what was required of it."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "REQUIREMENT_NOT_MET"
+    fix = "Train a better version, or require less."
+
+    def __init__(self, ref: str, failures: list[str]) -> None:
+        super().__init__(f"{ref} is not promoted: {'; '.join(failures)}")
+        self.failures = failures
+
+
+class NoSpace(LoraplexError):
+    """The disk has no room for what is to be written."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "NO_SPACE"
+    fix = "Free some space, or choose a folder on another disk."
+
+    def __init__(self, what: str, needed: str, free: str) -> None:
+        super().__init__(f"{what} takes about {needed}, and {free} are free")
+
+
+class TrainingFailed(LoraplexError):
+    """A training run ended without an adapter."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "TRAINING_FAILED"
+
+
+class MergeRefused(LoraplexError):
+    """The merge would lose the adapter, or cannot be computed."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "MERGE_REFUSED"
 
 
 class BaseModelNotFound(LoraplexError):

@@ -1,6 +1,7 @@
 """Write the training and held-out rows of the three demo adapters.
 
-Deterministic. No row is in both, and for the two classifiers no sentence pattern either.
+Deterministic. Held-out rows are honest: neither their sentence patterns nor what fills them (items, cities, parties, file
+names, numbers, ...) is in any row that is trained on.
 
     python examples/make_data.py
 
@@ -30,6 +31,20 @@ ITEMS = [
 ]
 DAYS = ["Monday", "last week", "two days ago", "the 3rd", "yesterday", "Friday"]
 CITIES = ["Lyon", "Leeds", "Austin", "Graz", "Osaka", "Porto"]
+NEW_ITEMS = [
+    "toaster",
+    "suitcase",
+    "monitor",
+    "speaker",
+    "bookshelf",
+    "printer",
+    "bicycle",
+    "mouse pad",
+    "vacuum cleaner",
+    "raincoat",
+]
+NEW_DAYS = ["Tuesday", "this morning", "the 21st", "Sunday", "three weeks ago", "Wednesday"]
+NEW_CITIES = ["Bergen", "Seville", "Denver", "Turin", "Kyoto", "Dublin"]
 OPENERS = ["", "", "Hello, ", "Hi team, ", "Good morning. ", "Please help: "]
 CLOSERS = ["", "", " Thanks.", " Please look into it.", " Regards, Ana.", " I am waiting."]
 
@@ -151,6 +166,9 @@ SUPPORT = {
 PARTIES = ["the Supplier", "the Customer", "the Licensee", "the Contractor", "either Party", "the Receiving Party"]
 STATES = ["Delaware", "England", "Ireland", "New York", "Ontario", "Singapore"]
 NUMBERS = ["thirty", "sixty", "ninety", "ten", "fourteen", "forty-five"]
+NEW_PARTIES = ["the Vendor", "the Client", "the Buyer", "the Consultant", "the Distributor", "the Disclosing Party"]
+NEW_STATES = ["Texas", "Scotland", "Quebec", "California", "Victoria", "Hong Kong"]
+NEW_NUMBERS = ["twenty", "seven", "twenty-one", "one hundred", "fifteen", "one hundred and eighty"]
 LEGAL = {
     "confidentiality": [
         "{P} shall keep the disclosed information secret and use it only for this project.",
@@ -234,47 +252,72 @@ LEGAL = {
     ],
 }
 
-NOUNS = ["logs", "src", "data", "backup", "reports", "photos", "build", "docs", "cache", "music"]
-FILES = ["notes.txt", "app.log", "users.csv", "main.py", "config.yaml", "report.pdf", "todo.md", "server.log"]
-EXTS = ["py", "log", "csv", "txt", "json", "md", "jpg", "yaml"]
-WORDS = ["error", "timeout", "admin", "TODO", "warning", "token", "failed", "retry"]
-TABLES = ["orders", "users", "products", "payments", "tickets", "invoices", "customers", "events"]
-COLUMNS = ["price", "age", "city", "status", "name", "total", "country", "score"]
-PORTS = ["8080", "5432", "443", "3000", "9090", "6379"]
-SMALL = ["5", "10", "20", "25", "50", "100", "200", "7"]
+# What fills the slots of a task, each kind once for training and once for the held-out rows.
+TRAINED = {
+    "d": ["logs", "src", "data", "backup", "reports", "photos", "build", "docs", "cache", "music", "videos", "tests"],
+    "f": [
+        "notes.txt",
+        "app.log",
+        "users.csv",
+        "main.py",
+        "config.yaml",
+        "report.pdf",
+        "todo.md",
+        "server.log",
+        "a.json",
+        "db.sql",
+    ],
+    "e": ["py", "log", "csv", "txt", "json", "md", "jpg", "yaml"],
+    "w": ["error", "timeout", "admin", "TODO", "warning", "token", "failed", "retry"],
+    "t": ["orders", "users", "products", "payments", "tickets", "invoices", "customers", "events", "books", "cities"],
+    "c": ["price", "age", "city", "status", "name", "total", "country", "score", "email", "width"],
+    "p": ["8080", "5432", "443", "3000", "9090", "6379"],
+    "n": ["5", "10", "20", "25", "50", "100", "200", "7", "12", "365"],
+}
+HELD = {
+    "d": ["images", "scripts", "archive", "drafts"],
+    "f": ["readme.txt", "access.log", "stock.csv", "tool.py"],
+    "e": ["html", "xml", "png", "css"],
+    "w": ["refused", "password", "debug", "missing"],
+    "t": ["sales", "employees", "reviews", "shipments"],
+    "c": ["weight", "rating", "salary", "region"],
+    "p": ["8000", "27017", "22", "5000"],
+    "n": ["3", "15", "30", "500"],
+}
+# Wordings that are trained on, one that is held out, and the command.
 CODE = [
-    (["list the files in {d}", "show what is in the folder {d}", "what files are in {d}?"], "ls {d}"),
-    (["list all files in {d} with their sizes", "show {d} in long format with hidden files"], "ls -la {d}"),
-    (["find all {e} files in {d}", "find every file ending in .{e} under {d}"], "find {d} -name '*.{e}'"),
-    (["find files larger than {n} MB in {d}", "which files in {d} are bigger than {n} MB?"], "find {d} -size +{n}M"),
-    (["find files in {d} changed in the last {n} days", "which files in {d} changed within {n} days?"], "find {d} -mtime -{n}"),
-    (["count the lines in {f}", "how many lines does {f} have?"], "wc -l {f}"),
-    (["show the first {n} lines of {f}", "print the top {n} lines of {f}"], "head -n {n} {f}"),
-    (["show the last {n} lines of {f}", "print the final {n} lines of {f}"], "tail -n {n} {f}"),
-    (["follow {f} as it grows", "watch {f} live"], "tail -f {f}"),
-    (["search for {w} in {f}", "show the lines of {f} that contain {w}"], "grep {w} {f}"),
-    (["search for {w} in all files under {d}", "find {w} anywhere in the folder {d}"], "grep -r {w} {d}"),
-    (["count how often {w} appears in {f}", "how many lines of {f} contain {w}?"], "grep -c {w} {f}"),
-    (["delete the folder {d}", "remove the directory {d} and all that is in it"], "rm -r {d}"),
-    (["make a folder called {d}", "create the directory {d}"], "mkdir -p {d}"),
-    (["copy {f} to {d}", "put a copy of {f} into {d}"], "cp {f} {d}/"),
-    (["move {f} to {d}", "move the file {f} into the folder {d}"], "mv {f} {d}/"),
-    (["how big is {d}?", "show the disk usage of {d}"], "du -sh {d}"),
-    (["pack {d} into a tar.gz archive", "compress the folder {d}"], "tar czf {d}.tar.gz {d}"),
-    (["which process uses port {p}?", "show what listens on port {p}"], "lsof -i :{p}"),
-    (["make {f} executable", "give {f} execute permission"], "chmod +x {f}"),
-    (["sort {f} and drop duplicates", "show the unique lines of {f}, sorted"], "sort -u {f}"),
-    (["select everything from {t}", "show all rows of {t}"], "SELECT * FROM {t};"),
-    (["count the rows in {t}", "how many {t} are in the table?"], "SELECT COUNT(*) FROM {t};"),
-    (["show the {c} of all {t}", "list the column {c} of {t}"], "SELECT {c} FROM {t};"),
-    (["show {t} where {c} is above {n}", "select the {t} with {c} greater than {n}"], "SELECT * FROM {t} WHERE {c} > {n};"),
-    (["show the {n} newest {t}", "list the latest {n} {t}"], "SELECT * FROM {t} ORDER BY created_at DESC LIMIT {n};"),
-    (["what is the average {c} of {t}?", "compute the mean {c} in {t}"], "SELECT AVG({c}) FROM {t};"),
-    (["what is the highest {c} in {t}?", "find the maximum {c} of {t}"], "SELECT MAX({c}) FROM {t};"),
-    (["count {t} for each {c}", "how many {t} are there per {c}?"], "SELECT {c}, COUNT(*) FROM {t} GROUP BY {c};"),
-    (["list the different {c} values in {t}", "show the distinct {c} of {t}"], "SELECT DISTINCT {c} FROM {t};"),
-    (["delete {t} where {c} is below {n}", "remove the {t} with {c} less than {n}"], "DELETE FROM {t} WHERE {c} < {n};"),
-    (["sum the {c} of {t}", "add up {c} in {t}"], "SELECT SUM({c}) FROM {t};"),
+    (["list the files in {d}", "show what is in the folder {d}", "what files are in {d}?"], "which files are in the folder {d}?", "ls {d}"),
+    (["list all files in {d} with their sizes", "show {d} in long format with hidden files", "list {d} with sizes and hidden files"], "show all files in {d} with their sizes", "ls -la {d}"),
+    (["find all {e} files in {d}", "find every file ending in .{e} under {d}", "which files in {d} end in .{e}?"], "find the {e} files under {d}", "find {d} -name '*.{e}'"),
+    (["find files larger than {n} MB in {d}", "which files in {d} are bigger than {n} MB?", "list files over {n} MB under {d}"], "find files in {d} that are bigger than {n} MB", "find {d} -size +{n}M"),
+    (["find files in {d} changed in the last {n} days", "which files in {d} changed within {n} days?", "list what changed in {d} in the past {n} days"], "which files in {d} were changed in the last {n} days?", "find {d} -mtime -{n}"),
+    (["count the lines in {f}", "how many lines does {f} have?", "number of lines of {f}"], "how many lines are in {f}?", "wc -l {f}"),
+    (["show the first {n} lines of {f}", "print the top {n} lines of {f}", "first {n} lines of {f}"], "print the first {n} lines of {f}", "head -n {n} {f}"),
+    (["show the last {n} lines of {f}", "print the final {n} lines of {f}", "last {n} lines of {f}"], "print the last {n} lines of {f}", "tail -n {n} {f}"),
+    (["follow {f} as it grows", "watch {f} live", "keep showing new lines of {f}"], "watch {f} as it grows", "tail -f {f}"),
+    (["search for {w} in {f}", "show the lines of {f} that contain {w}", "find {w} in the file {f}"], "which lines of {f} contain {w}?", "grep {w} {f}"),
+    (["search for {w} in all files under {d}", "find {w} anywhere in the folder {d}", "look for {w} in every file of {d}"], "find {w} in all files under {d}", "grep -r {w} {d}"),
+    (["count how often {w} appears in {f}", "how many lines of {f} contain {w}?", "count the lines with {w} in {f}"], "count the lines of {f} that contain {w}", "grep -c {w} {f}"),
+    (["delete the folder {d}", "remove the directory {d} and all that is in it", "delete {d} with everything in it"], "remove the folder {d}", "rm -r {d}"),
+    (["make a folder called {d}", "create the directory {d}", "make a new directory {d}"], "create a folder called {d}", "mkdir -p {d}"),
+    (["copy {f} to {d}", "put a copy of {f} into {d}", "copy the file {f} to the folder {d}"], "copy {f} into {d}", "cp {f} {d}/"),
+    (["move {f} to {d}", "move the file {f} into the folder {d}", "put {f} into {d} instead"], "move {f} into {d}", "mv {f} {d}/"),
+    (["how big is {d}?", "show the disk usage of {d}", "how much space does {d} take?"], "how much disk space does {d} use?", "du -sh {d}"),
+    (["pack {d} into a tar.gz archive", "compress the folder {d}", "make a tar.gz of {d}"], "compress {d} into a tar.gz archive", "tar czf {d}.tar.gz {d}"),
+    (["which process uses port {p}?", "show what listens on port {p}", "who listens on port {p}?"], "what uses port {p}?", "lsof -i :{p}"),
+    (["make {f} executable", "give {f} execute permission", "let {f} be executed"], "make the file {f} executable", "chmod +x {f}"),
+    (["sort {f} and drop duplicates", "show the unique lines of {f}, sorted", "sorted lines of {f} without duplicates"], "sort {f} without duplicates", "sort -u {f}"),
+    (["select everything from {t}", "show all rows of {t}", "everything in the table {t}"], "select all rows of {t}", "SELECT * FROM {t};"),
+    (["count the rows in {t}", "how many {t} are in the table?", "number of rows in {t}"], "how many rows are in {t}?", "SELECT COUNT(*) FROM {t};"),
+    (["show the {c} of all {t}", "list the column {c} of {t}", "the {c} of each row of {t}"], "list the {c} of all {t}", "SELECT {c} FROM {t};"),
+    (["show {t} where {c} is above {n}", "select the {t} with {c} greater than {n}", "{t} whose {c} is over {n}"], "show the {t} with {c} above {n}", "SELECT * FROM {t} WHERE {c} > {n};"),
+    (["show the {n} newest {t}", "list the latest {n} {t}", "the {n} most recent {t}"], "list the {n} newest {t}", "SELECT * FROM {t} ORDER BY created_at DESC LIMIT {n};"),
+    (["what is the average {c} of {t}?", "compute the mean {c} in {t}", "average {c} over all {t}"], "compute the average {c} of {t}", "SELECT AVG({c}) FROM {t};"),
+    (["what is the highest {c} in {t}?", "find the maximum {c} of {t}", "the largest {c} among {t}"], "what is the maximum {c} of {t}?", "SELECT MAX({c}) FROM {t};"),
+    (["count {t} for each {c}", "how many {t} are there per {c}?", "number of {t} by {c}"], "how many {t} are there for each {c}?", "SELECT {c}, COUNT(*) FROM {t} GROUP BY {c};"),
+    (["list the different {c} values in {t}", "show the distinct {c} of {t}", "which different {c} values are in {t}?"], "list the distinct {c} values of {t}", "SELECT DISTINCT {c} FROM {t};"),
+    (["delete {t} where {c} is below {n}", "remove the {t} with {c} less than {n}", "drop {t} whose {c} is under {n}"], "delete the {t} with {c} below {n}", "DELETE FROM {t} WHERE {c} < {n};"),
+    (["sum the {c} of {t}", "add up {c} in {t}", "the total of {c} over {t}"], "add up the {c} of {t}", "SELECT SUM({c}) FROM {t};"),
 ]  # fmt: skip
 
 PROMPTS = {
@@ -287,29 +330,21 @@ PROMPTS = {
 Row = tuple[str, str]
 
 
-def support_text(template: str, rng: random.Random) -> str:
+def support_text(template: str, rng: random.Random, held_out: bool) -> str:
     """One ticket: a template with its slots filled, sometimes greeted and thanked."""
-    body = template.format(item=rng.choice(ITEMS), day=rng.choice(DAYS), city=rng.choice(CITIES))
+    items, days, cities = (NEW_ITEMS, NEW_DAYS, NEW_CITIES) if held_out else (ITEMS, DAYS, CITIES)
+    body = template.format(item=rng.choice(items), day=rng.choice(days), city=rng.choice(cities))
     return rng.choice(OPENERS) + body + rng.choice(CLOSERS)
 
 
-def legal_text(template: str, rng: random.Random) -> str:
+def legal_text(template: str, rng: random.Random, held_out: bool) -> str:
     """One clause with its parties, numbers and states filled in."""
-    party, other = rng.sample(PARTIES, 2)
+    parties, numbers, states = (NEW_PARTIES, NEW_NUMBERS, NEW_STATES) if held_out else (PARTIES, NUMBERS, STATES)
+    party, other = rng.sample(parties, 2)
     text = template.format(
-        p=party, P=party[0].upper() + party[1:], p2=other, n=rng.choice(NUMBERS), state=rng.choice(STATES)
+        p=party, P=party[0].upper() + party[1:], p2=other, n=rng.choice(numbers), state=rng.choice(states)
     )
     return text[0].upper() + text[1:]
-
-
-def code_pair(rng: random.Random) -> Row:
-    """One task and the command that does it; the same slot values go into both."""
-    tasks, command = rng.choice(CODE)
-    slots = {
-        "d": rng.choice(NOUNS), "f": rng.choice(FILES), "e": rng.choice(EXTS), "w": rng.choice(WORDS),
-        "t": rng.choice(TABLES), "c": rng.choice(COLUMNS), "p": rng.choice(PORTS), "n": rng.choice(SMALL),
-    }  # fmt: skip
-    return rng.choice(tasks).format(**slots), command.format(**slots)
 
 
 def classifier_rows(classes: dict[str, list[str]], fill, held_out: bool, count: int, rng: random.Random) -> list[Row]:
@@ -319,23 +354,24 @@ def classifier_rows(classes: dict[str, list[str]], fill, held_out: bool, count: 
     for attempt in range(count * 50):
         label = labels[attempt % len(labels)]
         templates = classes[label][-HELD_OUT:] if held_out else classes[label][:-HELD_OUT]
-        rows[fill(rng.choice(templates), rng), label] = None
+        rows[fill(rng.choice(templates), rng, held_out), label] = None
         if len(rows) == count:
             break
     return list(rows)
 
 
-def code_rows(train: int, heldout: int, rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Disjoint task/command rows: no held-out *command* (so no combination of slot values) was trained on."""
+def code_rows(held_out: bool, count: int, rng: random.Random) -> list[Row]:
+    """`count` distinct task/command rows, the commands in turn; the same slot values go into both."""
     rows: dict[str, Row] = {}
-    while len({command for _, command in rows.values()}) < train + heldout:
-        task, command = code_pair(rng)
-        rows.setdefault(task, (task, command))
-    commands = sorted({command for _, command in rows.values()})
-    rng.shuffle(commands)
-    kept = set(commands[:heldout])
-    held = [row for row in rows.values() if row[1] in kept]
-    return [row for row in rows.values() if row[1] not in kept], held[:heldout]
+    slots = HELD if held_out else TRAINED
+    for attempt in range(count * 50):
+        wordings, unseen, command = CODE[attempt % len(CODE)]
+        values = {slot: rng.choice(choices) for slot, choices in slots.items()}
+        task = (unseen if held_out else rng.choice(wordings)).format(**values)
+        rows.setdefault(task, (task, command.format(**values)))
+        if len(rows) == count:
+            break
+    return list(rows.values())
 
 
 def write(folder: str, name: str, rows: list[Row]) -> None:
@@ -354,9 +390,10 @@ def main() -> None:
             rows = classifier_rows(classes, fill, held_out, count, rng)
             rng.shuffle(rows)
             write(folder, name, rows)
-    train, heldout = code_rows(900, 100, rng)
-    write("code", "train.jsonl", train)
-    write("code", "heldout.jsonl", heldout)
+    for name, held_out, count in (("train.jsonl", False, 1200), ("heldout.jsonl", True, 100)):
+        rows = code_rows(held_out, count, rng)
+        rng.shuffle(rows)
+        write("code", name, rows)
 
 
 if __name__ == "__main__":

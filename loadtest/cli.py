@@ -22,7 +22,24 @@ err = Console(stderr=True, highlight=False)
 
 _DEFAULT = "127.0.0.1:50051"
 _TARGET = "Replicas of one server, or the URL of an OpenAI server."
-Names = Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Names (see `scenarios`) or .yaml files.")]
+_SIDES = "Two targets, or with --serve two YAML files of settings."
+
+
+def _shipped(incomplete: str) -> list[str]:
+    """For the shell's completion: names of scenarios, and .yaml files here."""
+    from loadtest.plan.scenario import shipped
+
+    return [name for name in (*shipped(), *map(str, Path().glob("*.yaml"))) if name.startswith(incomplete)]
+
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SCENARIO...",
+        help="Names (see `scenarios`), such as cliff or cliff/a16, or .yaml files.",
+        autocompletion=_shipped,
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The short form, for a machine without a GPU.")]
 Sets = Annotated[
     list[str] | None,
@@ -47,9 +64,11 @@ def loadtest() -> None:
 
 
 @app.command()
-def scenarios(name: Annotated[str, typer.Argument(help="Show this one's YAML.")] = "") -> None:
-    """List the shipped scenarios, or show one."""
-    _ended(lambda: _scenarios(name))
+def scenarios(
+    show: Annotated[str, typer.Option(metavar="NAME", help="Print this one's YAML.", autocompletion=_shipped)] = "",
+) -> None:
+    """List the shipped scenarios, or show one: a copy of it is the beginning of your own."""
+    _ended(lambda: _scenarios(show))
 
 
 @app.command()
@@ -80,12 +99,104 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
 ) -> None:  # fmt: skip
     """Run scenarios and end with a verdict on every requirement, and a report."""
-    from loadtest.commands import Options, execute
+    from loadtest.commands.run import Options, execute
 
     def work() -> Coroutine[Any, Any, Exit]:
         overrides = _overrides(sets or [], require, slo)
         options = Options(names, target, serve, adapter or [], engine, model, quick, overrides, workers)
         return execute(options, folder or _default_folder(), as_json=as_json)
+
+    _ended(work)
+
+
+@app.command()
+def search(
+    names: Names,
+    target: Annotated[str, typer.Option(metavar="HOST:PORT[,...]", help=_TARGET, envvar="LORAPLEX_SERVER")] = _DEFAULT,
+    serve: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start a server of this model for the run.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(help="With --serve: adapter folders to publish.")] = None,
+    engine: Annotated[str, typer.Option(help="With --serve: vllm or fake.")] = "vllm",
+    model: Annotated[str, typer.Option(help="For an OpenAI server: the base model's name there.")] = "",
+    start: Annotated[float, typer.Option("--from", min=0, help="Begin with this rate; 0: the scenario's.")] = 0.0,
+    tolerance: Annotated[str, typer.Option(help="How close to the limit the answer has to be.")] = "5%",
+    budget: Annotated[str, typer.Option(help="Stop, with what is known by then, after this time.")] = "30m",
+    times: Annotated[int, typer.Option(min=1, help="Runs at the highest rate that must all meet.")] = 3,
+    wanted: Annotated[float, typer.Option(min=0, help="Requests/s to say the number of replicas for.")] = 0.0,
+    quick: Quick = False,
+    sets: Sets = None,
+    require: Require = None,
+    slo: Slo = "",
+    workers: Annotated[int, typer.Option(min=0, help="Client processes; 0 sends from this one.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default .loraplex/loadtest/<time>.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
+) -> None:  # fmt: skip
+    """Find the highest rate (or number of callers, in a closed loop) that meets the requirements.
+
+    Examples:
+      loraplex loadtest search steady --target gpu-1:50051 --slo 'ttft.p95<500ms,tpot.p95<50ms' --wanted 120
+      loraplex loadtest search steady --serve MODEL --adapter support/v1 --quick --budget 10m
+
+    Doubles the rate until it does not meet, then halves the gap; every probe is as long as its requirements need samples, and
+    the rate that is named has met them in several runs. Exit codes: 0 found, 1 no rate meets, 3 a wrong answer, 4 not
+    settled within the budget.
+    """
+    from loadtest.commands.run import Options
+    from loadtest.commands.search import Bounds
+    from loadtest.commands.search import search as searching
+    from loadtest.plan import values
+
+    def work() -> Coroutine[Any, Any, Exit]:
+        close, seconds_in_all = (
+            _value(values.share, "--tolerance", tolerance),
+            _value(values.seconds, "--budget", budget),
+        )
+        overrides = _overrides(sets or [], require, slo)
+        options = Options(names, target, serve, adapter or [], engine, model, quick, overrides, workers)
+        bounds = Bounds(start, max(close, 0.001), seconds_in_all, times, wanted)
+        return searching(options, bounds, folder or _default_folder(), as_json=as_json)
+
+    _ended(work)
+
+
+@app.command()
+def compare(
+    targets: Annotated[list[str] | None, typer.Argument(metavar="[A B]", help=_SIDES)] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="May be repeated.", autocompletion=_shipped)] = None,
+    serve: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start the servers, of this model.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(help="With --serve: adapter folders to publish.")] = None,
+    engine: Annotated[str, typer.Option(help="With --serve: vllm or fake.")] = "vllm",
+    peer: Annotated[str, typer.Option(help="With --serve: start this as A; vllm is vLLM's own server.")] = "",
+    model: Annotated[str, typer.Option(help="For an OpenAI server: the base model's name there.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs of each case; three or more for a verdict.")] = 3,
+    tolerance: Annotated[str, typer.Option(help="A difference that does not matter.")] = "10%",
+    quick: Quick = False,
+    sets: Sets = None,
+    require: Require = None,
+    slo: Slo = "",
+    workers: Annotated[int, typer.Option(min=0, help="Client processes; 0 sends from this one.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default .loraplex/loadtest/<time>.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
+) -> None:  # fmt: skip
+    """Send the same requests to two targets in turns, and say whether B is worse than A.
+
+    Examples:
+      loraplex loadtest compare old:50051 new:50051 --scenario steady --scenario skew
+      loraplex loadtest compare small.yaml large.yaml --serve MODEL --adapter support/v1    (settings of loraplex serve)
+      loraplex loadtest compare --serve MODEL --adapter support/v1 --peer vllm --scenario cliff --quick
+
+    Rates that are shares of the capacity are shares of the slower one's. Exit codes: 0 not worse, 1 worse, 3 B answered
+    wrongly, 4 open.
+    """
+    from loadtest.commands.compare import CompareOptions
+    from loadtest.commands.compare import compare as comparing
+    from loadtest.plan import values
+
+    def work() -> Coroutine[Any, Any, Exit]:
+        options = CompareOptions(
+            scenario or ["steady"], targets or [], serve, adapter or [], engine, peer, model, quick,
+            _overrides(sets or [], require, slo), workers, rounds, _value(values.share, "--tolerance", tolerance),
+        )  # fmt: skip
+        return comparing(options, folder or _default_folder(), as_json=as_json)
 
     _ended(work)
 
@@ -98,7 +209,7 @@ def replay(
     folder: Annotated[Path | None, typer.Option("--out", help="Where to write.")] = None,
 ) -> None:
     """Send exactly the requests of an earlier run again."""
-    from loadtest.commands import Options, execute
+    from loadtest.commands.run import Options, execute
 
     def work() -> Coroutine[Any, Any, Exit]:
         options = Options([], target, None, [], "vllm", "", False, _overrides([], None, slo), 1, tape)
@@ -164,6 +275,13 @@ def _ended(work: Callable[[], Exit | Coroutine[Any, Any, Exit] | None]) -> None:
         raise typer.Exit(code)
 
 
+def _value(read: Callable[[Any], float], flag: str, text: str) -> float:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise BadInput(f"{flag}: {error}") from error
+
+
 def _default_folder() -> Path:
     return Path(".loraplex/loadtest") / time.strftime("%Y%m%d-%H%M%S")
 
@@ -207,7 +325,7 @@ def _plan(names: list[str], quick: bool, sets: list[str], capacity: float) -> No
 
 
 def _report(folder: Path) -> None:
-    from loadtest.commands import show
+    from loadtest.commands.run import show
 
     try:
         data = json.loads((folder / "run.json").read_text())

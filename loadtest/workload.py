@@ -53,10 +53,19 @@ class Target(Protocol):
 def requests(
     count: int, prompt_words: int, max_tokens: int, adapters: Sequence[str] = ("",), seed: int = 0
 ) -> list[Request]:
-    """`count` requests with prompts of random words (no two begin alike, so no cache helps), adapters in turn."""
-    rng = random.Random(seed)
+    """`count` requests with prompts of random words (no two begin alike, so no cache helps), adapters in turn.
+
+    Answers are half to one and a half times `max_tokens` long, the same lengths for every seed: if all were equally long,
+    all callers would begin their next request in the same step for ever, and whether it caught one prompt or all of them
+    would decide the time to first token.
+    """
+    rng, lengths = random.Random(seed), random.Random(count)
     return [
-        Request(" ".join(rng.choices(WORDS, k=prompt_words)), max_tokens, adapters[number % len(adapters)])
+        Request(
+            " ".join(rng.choices(WORDS, k=prompt_words)),
+            round(max_tokens * lengths.uniform(0.5, 1.5)),
+            adapters[number % len(adapters)],
+        )
         for number in range(count)
     ]
 

@@ -19,7 +19,16 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidAdapter, InvalidRequest
-from engine.runtime.engine import Delta, Engine, EngineRequest, LoadedAdapter, PositionLogprobs, Sampling, Structured
+from engine.runtime.engine import (
+    Delta,
+    Engine,
+    EngineRequest,
+    LoadedAdapter,
+    PositionLogprobs,
+    Resume,
+    Sampling,
+    Structured,
+)
 
 _numbers = itertools.count(1)
 _GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
@@ -92,6 +101,38 @@ async def loaded(engine: Engine, *adapters: LoadedAdapter) -> AsyncIterator[None
             await engine.load_adapter(adapter)
             stack.push_async_callback(engine.unload_adapter, adapter)
         yield
+
+
+async def ask_in_two(engine: Engine, whole: Reply, at: int, prompt: str, **sampling: Any) -> Reply:
+    """The reply to the same question, cut off after `at` deltas of `whole` and gone on with."""
+    before = whole.deltas[:at]
+    resume = Resume(
+        tuple(token for delta in before for token in delta.token_ids), sum(len(delta.text) for delta in before)
+    )
+    request = replace(await request_for(engine, prompt, **sampling), resume=resume)
+    async with aclosing(engine.generate(request)) as deltas:
+        return Reply([*before, *[delta async for delta in deltas]])
+
+
+_JSON = json.dumps(
+    {
+        "type": "object",
+        "properties": {"size": {"enum": ["S", "M"]}, "name": {"type": "string", "maxLength": 8}},
+        "required": ["size", "name"],
+        "additionalProperties": False,
+    }
+)
+_RESUMED: dict[str, dict[str, Any]] = {
+    "greedy": {"ignore_eos": True},
+    "logprobs": {"logprobs": 2, "ignore_eos": True},
+    "seed": {"temperature": 1.0, "seed": 11, "ignore_eos": True},
+    "penalties": {"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.2, "ignore_eos": True},
+    "repetition": {"repetition_penalty": 1.3, "ignore_eos": True},
+    "bias": {"logit_bias": {65: 2.0}, "min_p": 0.1, "top_k": 5, "ignore_eos": True},
+    "structured": {"structured": Structured("json_schema", _JSON), "max_tokens": 60},
+    "structured and seed": {"structured": Structured("regex", "[a-f]{12}"), "temperature": 1.0, "seed": 3},
+    "min_tokens": {"min_tokens": 20},
+}
 
 
 class EngineSuite:
@@ -216,6 +257,47 @@ class EngineSuite:
         first, *others = reply.deltas
         assert [place.token.token_id for place in first.prompt_logprobs] == (await engine.encode(prompt))[1:]
         assert not any(delta.prompt_logprobs for delta in others)
+
+    @pytest.mark.parametrize("sampling", _RESUMED.values(), ids=_RESUMED)
+    async def test_resume(self, engine: Engine, sampling: dict[str, Any]) -> None:
+        """An answer that is cut off and gone on with is the undisturbed one, wherever it was cut."""
+        prompt = "The quick brown fox jumps over the"
+        whole = await ask(engine, prompt, **sampling)
+        for at in {1, len(whole.deltas) // 2, len(whole.deltas) - 1}:
+            reply = await ask_in_two(engine, whole, at, prompt, **sampling)
+            assert reply.tokens == whole.tokens, at
+            assert reply.text == whole.text, at
+            assert reply.finish == whole.finish, at
+            assert [place.token.token_id for place in reply.logprobs] == [
+                place.token.token_id for place in whole.logprobs
+            ]
+            differences = (
+                a.token.logprob - b.token.logprob for a, b in zip(reply.logprobs, whole.logprobs, strict=True)
+            )
+            assert all(abs(difference) < 1e-3 for difference in differences)
+
+    async def test_resume_across_a_stop_string(self, engine: Engine) -> None:
+        """A stop string of which one half came before the cut still ends the answer, and none of it is delivered."""
+        prompt = "The quick brown fox jumps over"
+        free = await ask(engine, prompt, ignore_eos=True, max_tokens=40)
+        stop = free.text[11:19]
+        whole = await ask(engine, prompt, ignore_eos=True, max_tokens=40, stop=(stop,))
+        assert whole.finish == "stop"
+        for at in range(1, len(whole.deltas)):
+            reply = await ask_in_two(engine, whole, at, prompt, ignore_eos=True, max_tokens=40, stop=(stop,))
+            assert (reply.text, reply.finish, reply.tokens) == (whole.text, "stop", whole.tokens)
+
+    async def test_resume_inside_a_character(self, engine: Engine) -> None:
+        """A cut between the bytes of one character loses nothing of it."""
+        smile = [t for t in await engine.encode("Say \U0001f600!") if t not in await engine.encode("Say !")]
+        prompt, sampling = (
+            "Say",
+            {"max_tokens": len(smile) + 2, "ignore_eos": True, "logit_bias": dict.fromkeys(smile, 50.0)},
+        )
+        whole = await ask(engine, prompt, **sampling)
+        for at in range(1, len(whole.deltas)):
+            reply = await ask_in_two(engine, whole, at, prompt, **sampling)
+            assert (reply.text, reply.tokens) == (whole.text, whole.tokens)
 
     @pytest.mark.parametrize(
         ("structured", "fits"),

@@ -212,6 +212,19 @@ class Adapters:
         request = pb.DeleteVersionRequest(name=name, version=version)
         await self._call("DeleteVersion", request, pb.DeleteVersionResponse, timeout_s)
 
+    async def record_evaluation(
+        self, name: str, version: str, record: Mapping[str, Any], *, timeout_s: float | None = None
+    ) -> int:
+        """Keep what an evaluation of a version found, beside the version; returns its number."""
+        request = pb.RecordEvaluationRequest(name=name, version=version, record_json=json.dumps(record))
+        return (await self._call("RecordEvaluation", request, pb.RecordEvaluationResponse, timeout_s)).sequence
+
+    async def evaluations(self, name: str, version: str, *, timeout_s: float | None = None) -> Sequence[dict[str, Any]]:
+        """What evaluations of a version found, oldest first."""
+        request = pb.ListEvaluationsRequest(name=name, version=version)
+        response = await self._call("ListEvaluations", request, pb.ListEvaluationsResponse, timeout_s)
+        return [json.loads(record) for record in response.records_json]
+
     async def watch(
         self, name: str = "", *, include_engine: bool = False, timeout_s: float = float("inf")
     ) -> AsyncGenerator[pb.WatchAdaptersResponse, None]:

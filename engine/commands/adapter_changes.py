@@ -131,6 +131,10 @@ def promote(
     expected: Annotated[
         str, typer.Option(metavar="vN", help="Only if the alias names this version now.", show_default=False)
     ] = "",
+    require: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Only if its latest evaluation meets this.", show_default=False),
+    ] = None,
     reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
@@ -140,16 +144,26 @@ def promote(
 
     Examples:
       loraplex adapters promote support@v2
+      loraplex adapters promote support@v2 --require "accuracy>=0.9 and not worse than current"
       loraplex adapters promote support@v2 --alias canary
       loraplex adapters promote support@canary --reason "canary looks good"
       loraplex adapters promote support@v3 --expected v2
 
     Requests in flight finish on the version that they started with. `rollback` takes it back.
+    --require reads what `loraplex eval` has kept: accuracy, exact, contains,
+    regex, json_schema, f1 or loglik, and "not worse than current" (or base).
     """
     from engine.commands.backends import Move, find
+    from engine.commands.gate import check_requirement, parsed_requirement
+
+    conditions = parsed_requirement(require)
 
     async def work(backend: Backend) -> tuple[str, pb.AliasChange, str]:
+        nonlocal expected
         version = await find(backend, ref)
+        if conditions:
+            current = await check_requirement(backend, version, conditions)
+            expected = expected or (current if alias == _CURRENT else "")
         move = Move(version.name, alias, whoami(), reason)
         return version.name, await _promote(backend, move, version.version, expected), backend.after_move
 

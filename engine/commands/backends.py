@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,14 @@ class Backend(Protocol):
         """Prove that a version can be served; says in a sentence what was proven."""
         ...
 
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Keep an evaluation beside its version."""
+        ...
+
+    async def evaluations(self, name: str, version: str) -> Sequence[dict[str, Any]]:
+        """A version's evaluations, oldest first."""
+        ...
+
     async def config(self, version: pb.AdapterVersion) -> dict[str, Any] | None:
         """The version's adapter_config.json; None where it cannot be had."""
         ...
@@ -123,7 +131,7 @@ async def connect(
 ) -> AsyncIterator[Backend]:
     """The registry if one is given (a folder is made if `create`), else the server."""
     if registry is not None:
-        _check_there(registry, create=create)
+        check_there(registry, create=create)
         from engine.commands.registry_backend import RegistryBackend
         from engine.registry.registry import Registry
         from engine.registry.store import Store
@@ -217,6 +225,14 @@ class ServerBackend:
             "the server has it in its engine: stored bytes match their digests, and its answers differ from the base's"
         )
 
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Ask."""
+        return await self._adapters.record_evaluation(name, version, record)
+
+    async def evaluations(self, name: str, version: str) -> Sequence[dict[str, Any]]:
+        """Ask."""
+        return await self._adapters.evaluations(name, version)
+
     async def config(self, version: pb.AdapterVersion) -> None:
         """Servers do not hand files out."""
 
@@ -225,7 +241,8 @@ def _forward(report: Report) -> OnProgress:
     return lambda step: report(step.stage, step.detail, step.fraction)
 
 
-def _check_there(registry: str, *, create: bool) -> None:
+def check_there(registry: str, *, create: bool) -> None:
+    """Raise BadConfiguration when there is no registry, unless it would be made."""
     if "://" not in registry and not create and not Path(registry).is_dir():
         fix = "Name the folder or URL that the server was started with."
         raise BadConfiguration(f"there is no registry in {registry}", fix=fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ class RegistryBackend:
             report("checking", "names, shapes, values and base model", 0.5)
             await asyncio.to_thread(check_folder, Path(scratch), self._model, manifest.base.fingerprint)
         return "stored bytes match their digests, and every check of a publication passes on this base"
+
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Write it."""
+        return await self._registry.record_evaluation(name, version, record)
+
+    async def evaluations(self, name: str, version: str) -> Sequence[dict[str, Any]]:
+        """Read them."""
+        return await self._registry.evaluations(name, version)
 
     async def config(self, version: pb.AdapterVersion) -> dict[str, Any]:
         """Fetch the version and read its configuration."""

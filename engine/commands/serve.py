@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from pydantic.fields import FieldInfo
-from rich.markup import escape
-
+from engine.commands.flags import add_flags
 from engine.config import Settings, load_settings
 
 # The first field of each group of settings, in the order of engine/config.py.
@@ -51,34 +46,4 @@ def command(config: Path | None, **flags: Any) -> None:
         runner.run(app.serve(settings))
 
 
-def _parameters() -> Iterator[inspect.Parameter]:
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    option = typer.Option("--config", "-c", help="A YAML file with settings.", exists=True, dir_okay=False)
-    yield inspect.Parameter("config", keyword, default=None, annotation=Annotated[Path | None, option])
-    panel = ""
-    for name, field in Settings.model_fields.items():
-        panel = _PANELS.get(name, panel)
-        yield inspect.Parameter(name, keyword, default=None, annotation=_annotation(name, field, panel))
-
-
-def _annotation(name: str, field: FieldInfo, panel: str) -> Any:
-    """The flag of a setting. None means "not given", so that what is below the flags can show through."""
-    default = _spelled(field.default)
-    facts = " · ".join(filter(None, [default and f"default: {default}", f"LORAPLEX_{name.upper()}"]))
-    flag = f"--{name.replace('_', '-')}"
-    if field.annotation is bool:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    text = f"{escape(field.description or '')} [dim]{escape(facts)}[/dim]"
-    option = typer.Option(flag, help=text, show_default=False, rich_help_panel=panel)
-    return Annotated[field.annotation | None, option]  # type: ignore[operator]
-
-
-def _spelled(default: Any) -> str:
-    if default is None:
-        return ""
-    return ("yes" if default else "no") if isinstance(default, bool) else str(default)
-
-
-_SIGNATURE = inspect.Signature(list(_parameters()), return_annotation=None)
-command.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-command.__annotations__ = {name: parameter.annotation for name, parameter in _SIGNATURE.parameters.items()}
+add_flags(command, Settings, _PANELS)

@@ -4,6 +4,7 @@
 # adapters/<name>/v<N>/<file>            the adapter's files, as they were uploaded
 # adapters/<name>/v<N>/manifest.json     written last: without it the version does not exist
 # adapters/<name>/aliases/<seq>.json     one move of an alias, numbered without gaps
+# adapters/<name>/evaluations/v<N>/<seq>.json   what an evaluation of the version found
 # adapters/<name>/deleted/v<N>.json      the version is withdrawn, whatever else of it is still there
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ def version_file(name: str, version: str, file: str) -> str:
 def alias_file(name: str, sequence: int) -> str:
     """Where a move of an alias lies."""
     return f"{ROOT}/{name}/aliases/{sequence:08d}.json"
+
+
+def evaluations_folder(name: str, version: str) -> str:
+    """Where a version's evaluations lie."""
+    return f"{ROOT}/{name}/evaluations/{version}"
+
+
+def evaluation_file(name: str, version: str, sequence: int) -> str:
+    """Where one of them lies."""
+    return f"{evaluations_folder(name, version)}/{sequence:08d}.json"
 
 
 def tombstone_file(name: str, version: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from engine.registry.layout import (
     Inventory,
     adapter_folder,
     alias_file,
+    evaluations_folder,
     take_inventory,
     tombstone_file,
     version_file,
@@ -84,6 +86,19 @@ class Reader:
     async def rollback_target(self, name: str, alias: str) -> str:
         """Return the version that the alias named before its present one; raises NotAllowedNow when there is none."""
         return version_before(name, alias, await self.history(name), await self.versions(name))
+
+    async def evaluations(self, name: str, version: str) -> list[dict[str, Any]]:
+        """Return what evaluations of a version found, oldest first; raises CorruptVersion when one is damaged."""
+        await self.manifest(name, version)
+        paths = sorted(await self._store.list(evaluations_folder(name, version)))
+        return await read_all(self._evaluation(f"{name}@{version}", path) for path in paths)
+
+    async def _evaluation(self, ref: str, path: str) -> dict[str, Any]:
+        try:
+            record = json.loads(await self._store.get(path))
+        except ValueError as error:
+            raise CorruptVersion(ref, "one of its evaluations is not readable") from error
+        return dict(record)
 
     async def fetch(self, manifest: Manifest, target: Path) -> None:
         """Copy a version's files into the empty folder `target`; raises CorruptVersion unless every byte is right."""

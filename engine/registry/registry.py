@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, NotAllowe
 from engine.registry import publication
 from engine.registry.aliases import aliases_now, refuse_if_overtaken, standing
 from engine.registry.checks import CheckedAdapter
-from engine.registry.layout import alias_file, tombstone_file
+from engine.registry.layout import alias_file, evaluation_file, evaluations_folder, tombstone_file
 from engine.registry.manifest import AliasChange, Manifest, Split, Trial, version_digest
 from engine.registry.names import CANARY, CURRENT, SHADOW, check_alias, check_name, check_version, nearest
 from engine.registry.publication import Progress
@@ -85,6 +86,19 @@ class Registry(Reader):
             await self._store.delete([tombstone_file(name, version)])
             raise
         await publication.delete_files(self._store, name, version)
+
+    async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
+        """Keep what an evaluation of a version found, for good; returns its number."""
+        await self.manifest(name, version)
+        data = json.dumps(record, indent=2).encode()
+        sequence = len(await self._store.list(evaluations_folder(name, version))) + 1
+        while True:
+            try:
+                await self._store.create(evaluation_file(name, version, sequence), data)
+            except AlreadyThere:
+                sequence += 1
+            else:
+                return sequence
 
     # Aliases
 

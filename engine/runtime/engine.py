@@ -64,11 +64,23 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """An answer that began elsewhere: its tokens so far, and how many characters of its text have been delivered.
+
+    The engine goes on after them, and counts them as this answer's own in whatever it does.
+    """
+
+    token_ids: tuple[int, ...]
+    text_length: int
+
+
+@dataclass(frozen=True)
 class EngineRequest:
     """What the engine is asked. `id` is ours and unique; `adapter` None means the base model.
 
     `sampling.max_tokens` is set; a higher `priority` goes first. `on_restart` is called when the engine died and the answer
-    begins again: forget all deltas so far. None: they cannot be taken back.
+    begins again: forget all deltas so far. None: they cannot be taken back. With `resume`, `sampling.n` is 1, `max_tokens` and
+    `min_tokens` count the whole answer, and no prompt log probabilities come.
     """
 
     id: str
@@ -77,6 +89,7 @@ class EngineRequest:
     adapter: LoadedAdapter | None = None
     priority: int = 0
     on_restart: Callable[[], None] | None = None
+    resume: Resume | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from engine.runtime.engine import (
     LoadedAdapter,
     Logprob,
     PositionLogprobs,
+    Resume,
     Sampling,
 )
 from engine.runtime.structured import to_grammar
@@ -91,6 +92,8 @@ class FakeEngine:
         self.running.add(request.id)
         try:
             answers = [_Answer(request, index) for index in range(request.sampling.n)]
+            if request.resume:
+                answers[0].catch_up(request.resume)
             for turn in itertools.count():
                 if not self.alive:
                     raise EngineDied
@@ -101,7 +104,7 @@ class FakeEngine:
                 if not going:
                     return
                 for answer in going:
-                    yield answer.step(first=turn == 0 and answer.index == 0)
+                    yield answer.step(first=turn == 0 and answer.index == 0 and not request.resume)
         finally:
             self.running.discard(request.id)
 
@@ -119,9 +122,15 @@ class _Answer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # text that may still turn out to be the beginning of a stop string
 
-    def step(self, *, first: bool) -> Delta:
-        """The next token."""
-        token = next(self._wanted)
+    def catch_up(self, resume: Resume) -> None:
+        """Say again, to nobody, what was said before; the next step's text begins after what was delivered of it."""
+        said = "".join(self.step(first=False, token=token).text for token in resume.token_ids)
+        self._held = (said + self._held)[resume.text_length :]
+
+    def step(self, *, first: bool, token: int | None = None) -> Delta:
+        """The next token, or this one, whatever would have been next."""
+        wanted = next(self._wanted)
+        token = wanted if token is None else token
         self._tokens.append(token)
         reason = self._reason(token)
         text = self._text(token, reason)

@@ -10,12 +10,12 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontex
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine.errors import InvalidRequest, LoraplexError, NotFinite
+from engine.errors import InvalidRequest, LoraplexError, NotFinite, OtherVersion
 from engine.registry.catalog import Catalog, Route, Side
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
-from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Sampling
+from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Resume, Sampling
 from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
 from engine.runtime.shadow import Answered, Shadows
@@ -35,6 +35,15 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """An answer to go on with, and who began it: a version's digest ("" for the base model) and a base's fingerprint."""
+
+    resume: Resume
+    digest: str
+    base_fingerprint: str
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
 
@@ -51,11 +60,15 @@ class GenerationRequest:
     deadline: float = math.inf
     routing_key: str = ""
     on_restart: Callable[[], None] | None = None
+    begun: Begun | None = None
 
 
 @dataclass
 class Answer:
-    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted."""
+    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted.
+
+    `resumed` tokens came from elsewhere before; `completion_tokens` are those that came here.
+    """
 
     manifest: Manifest | None
     prompt_tokens: int
@@ -72,6 +85,7 @@ class Answer:
     completion_tokens: int = 0
     finished: int = 0
     tokens: list[int] | None = None  # of the first answer, if they are to be remembered
+    resumed: int = 0
 
     @property
     def waited_s(self) -> float:
@@ -146,19 +160,25 @@ class Generator:
         """
         arrived = time.monotonic()
         route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else NO_ROUTE
+        if route.manifest:
+            self.residency.check_base(route.manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
         answer = Answer(route.manifest, len(ids), sampling.n, arrived, request.tenant, route.side)
-        if route.shadow and self._shadows:
+        if request.begun:
+            self._check_begun(request.begun, route.manifest, sampling)
+            answer.resumed = len(request.begun.resume.token_ids)
+        copied = self._shadows if route.shadow and not request.begun else None
+        if copied:
             answer.tokens = []
         with self._observed(answer):
             if route.manifest:
                 self.residency.check_quarantine(route.manifest)
             async with self._answered(request, answer, ids, sampling) as deltas:
                 yield answer, deltas
-        if route.shadow and self._shadows and route.manifest and answer.finished == answer.answers:
-            self._shadows.copy(route.shadow, route.manifest, _answered(answer), ids, sampling)
+        if copied and route.shadow and route.manifest and answer.finished == answer.answers:
+            copied.copy(route.shadow, route.manifest, _answered(answer), ids, sampling)
 
     @asynccontextmanager
     async def _answered(
@@ -173,8 +193,9 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer)
-                )
+                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer),
+                    request.begun.resume if request.begun else None,
+                )  # fmt: skip
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:
                     yield deltas
 
@@ -216,6 +237,18 @@ class Generator:
         self.engine.check(replace(sampling, structured=None))
         if sampling.structured:
             await self.grammars.check(sampling.structured)
+
+    def _check_begun(self, begun: Begun, manifest: Manifest | None, sampling: Sampling) -> None:
+        """Raise OtherVersion or InvalidRequest if this is not the one to go on, or there is nothing to go on with."""
+        here = (manifest.digest if manifest else "", self.residency.base_fingerprint)
+        if (begun.digest, begun.base_fingerprint) != here:
+            raise OtherVersion(manifest.ref if manifest else "the base model")
+        ids = begun.resume.token_ids
+        check_ids("resume.token_ids", ids, self.engine.info.vocabulary_size)
+        if sampling.n != 1:
+            raise InvalidRequest("resume", "needs n of 1: one answer is resumed at a time")
+        if len(ids) >= (sampling.max_tokens or 0):
+            raise InvalidRequest("resume.token_ids", f"has {len(ids)} tokens, all of max_tokens {sampling.max_tokens}")
 
     def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""
@@ -271,8 +304,8 @@ def _asked(request: GenerationRequest, answer: Answer, sampling: Sampling) -> As
         adapter=answer.manifest.digest if answer.manifest else None,
         priority=request.priority,
         places=sampling.n,
-        prompt_tokens=answer.prompt_tokens,
-        min_tokens=sampling.min_tokens,
-        max_tokens=sampling.max_tokens or 1,
+        prompt_tokens=answer.prompt_tokens + answer.resumed,
+        min_tokens=max(0, sampling.min_tokens - answer.resumed),
+        max_tokens=(sampling.max_tokens or 1) - answer.resumed,
         deadline=request.deadline,
     )

@@ -80,7 +80,7 @@ class Residency:
     ) -> None:
         self._engine = engine
         self._copies = copies
-        self._base_fingerprint = base_fingerprint
+        self.base_fingerprint = base_fingerprint
         self.capacity = capacity
         self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
         self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
@@ -200,6 +200,11 @@ class Residency:
         if resident := self._residents.get(manifest.digest):
             self._unpin(resident)
 
+    def check_base(self, manifest: Manifest) -> None:
+        """Raise WrongBase if the version was trained on another base."""
+        if manifest.base.fingerprint != self.base_fingerprint:
+            raise WrongBase(manifest.ref, manifest.base.fingerprint, self.base_fingerprint)
+
     def check_quarantine(self, manifest: Manifest) -> None:
         """Raise Quarantined if the version is."""
         if manifest.digest in self.quarantined:
@@ -239,8 +244,7 @@ class Residency:
 
     async def _reserve(self, manifest: Manifest) -> Resident:
         """A place for the version, evicting another one if need be."""
-        if manifest.base.fingerprint != self._base_fingerprint:
-            raise WrongBase(manifest.ref, manifest.base.fingerprint, self._base_fingerprint)
+        self.check_base(manifest)
         try:
             async with asyncio.timeout(self._load_timeout_s), self._room:
                 while True:

@@ -1,4 +1,4 @@
-"""The real engine: vLLM's AsyncLLM behind our Engine interface. The only file of the server that calls vLLM.
+"""The real engine: vLLM's AsyncLLM behind our Engine interface. With vllm_resume.py, all of the server that calls vLLM.
 
 What this file promises beyond vLLM: an adapter is only ever named by an id that `add_lora` has confirmed; vLLM's own eviction
 and slot reuse never happen (it is given one slot more than residency ever fills, see `_engine_args`); nothing is fetched from
@@ -33,6 +33,7 @@ from engine.runtime.engine import (
 )
 from engine.runtime.structured import to_grammar
 from engine.runtime.tokens import check_token_ids
+from engine.runtime.vllm_resume import PROCESSOR, asked, tell
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -112,6 +113,17 @@ class VllmEngine:
 
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=[LoadRecorder])
         self._watch_numbers(self._llm.output_processor)
+        self._tell_resumed(self._llm.output_processor)
+
+    def _tell_resumed(self, processor: Any) -> None:
+        """Have every request that goes on with an answer told what it has said (see vllm_resume.py)."""
+        add = processor.add_request
+
+        def told(request: Any, *rest: Any, **more: Any) -> None:
+            add(request, *rest, **more)
+            tell(processor, request)
+
+        processor.add_request = told
 
     def _watch_numbers(self, processor: Any) -> None:
         """Note requests whose logits hold NaN: vLLM counts them (VLLM_COMPUTE_NANS_IN_LOGITS) and tells nobody whose."""
@@ -135,6 +147,7 @@ class VllmEngine:
             "dtype": settings.dtype,
             "max_model_len": settings.context_length,
             "max_num_seqs": settings.max_running,
+            "tensor_parallel_size": settings.tensor_parallel,
             "enable_lora": True,
             "max_loras": self._slots,
             "max_cpu_loras": self._slots,
@@ -144,6 +157,7 @@ class VllmEngine:
             "gpu_memory_utilization": settings.gpu_memory_share,
             "scheduling_policy": "priority",
             "structured_outputs_config": {"backend": "guidance"},
+            "logits_processors": [PROCESSOR],
             "trust_remote_code": False,
             "enforce_eager": on_cpu,  # graphs only help GPUs
             # Fewer tokens per step than vLLM's 2,048: a CPU takes seconds for those, and start-up rehearses a full step.
@@ -212,9 +226,10 @@ class VllmEngine:
 
         if not self.alive:
             raise EngineDied
+        ids, params, rest = asked(request, _sampling_params(request.sampling))
         outputs = self._llm.generate(
-            tokens_input(list(request.prompt_token_ids)),
-            _sampling_params(request.sampling),
+            tokens_input(ids),
+            params,
             request.id,
             lora_request=_lora_request(request.adapter) if request.adapter else None,
             priority=-request.priority,  # vLLM serves lower numbers first
@@ -224,7 +239,7 @@ class VllmEngine:
             async for output in outputs:
                 if request.id in self._not_finite:
                     raise NotFinite(request.adapter.ref if request.adapter else "the base model")
-                for delta in _deltas(output, first):
+                for delta in rest.of(_deltas(output, first)):
                     first = False
                     yield delta
         except EngineDeadError as error:

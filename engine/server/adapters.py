@@ -186,6 +186,19 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
         await self._catalog.refresh()
         return pb.DeleteVersionResponse()
 
+    async def RecordEvaluation(
+        self, request: pb.RecordEvaluationRequest, context: Context
+    ) -> pb.RecordEvaluationResponse:
+        """Keep an evaluation beside its version."""
+        record = _json_object(request.record_json, "record_json")
+        sequence = await self._registry.record_evaluation(request.name, request.version, record)
+        return pb.RecordEvaluationResponse(sequence=sequence)
+
+    async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
+        """All of a version's evaluations."""
+        records = await self._registry.evaluations(request.name, request.version)
+        return pb.ListEvaluationsResponse(records_json=[json.dumps(record) for record in records])
+
     async def WatchAdapters(
         self,
         request: pb.WatchAdaptersRequest,
@@ -246,12 +259,14 @@ async def _header(requests: AsyncIterator[pb.PublishAdapterRequest]) -> pb.Publi
 
 
 def _evaluation(text: str) -> dict[str, Any] | None:
-    if not text:
-        return None
+    return _json_object(text, "header.evaluation_json") if text else None
+
+
+def _json_object(text: str, field: str) -> dict[str, Any]:
     try:
-        evaluation = json.loads(text)
+        content = json.loads(text)
     except ValueError as error:
-        raise InvalidRequest("header.evaluation_json", "is not JSON") from error
-    if not isinstance(evaluation, dict):
-        raise InvalidRequest("header.evaluation_json", "must be a JSON object")
-    return evaluation
+        raise InvalidRequest(field, "is not JSON") from error
+    if not isinstance(content, dict):
+        raise InvalidRequest(field, "must be a JSON object")
+    return content

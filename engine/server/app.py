@@ -64,7 +64,7 @@ SERVICES = (
     *engine_pb2.DESCRIPTOR.services_by_name.values(),
 )
 _HEALTH_S = 0.1  # between looks at the engine
-_KEEPALIVE = (
+KEEPALIVE = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # A unary Generate sends nothing while it decodes; by default a client that pings meanwhile is sent away.
@@ -149,7 +149,7 @@ class App:
             ("grpc.so_reuseport", 0),  # by default a second server would take half of this one's connections
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            *_KEEPALIVE,
+            *KEEPALIVE,
         )
         server = aio.server(interceptors=[self.boundary], options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)

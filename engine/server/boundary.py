@@ -13,14 +13,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
 from grpc import aio
 
 from engine.errors import InternalError, LoraplexError, NotReady, Overloaded
-from engine.server.metrics import Metrics
 from engine.server.status import code_of, message_of, trailers_of
 from engine.server.validation import parse
 
@@ -32,10 +31,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 Context = aio.ServicerContext[Any, Any]
 
 
+class CallObserver(Protocol):
+    """Counts calls."""
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """A call has ended."""
+
+
 class Boundary(aio.ServerInterceptor):
     """Wraps every handler. Set `ready` once the engine can generate."""
 
-    def __init__(self, metrics: Metrics, max_calls: int) -> None:
+    def __init__(self, metrics: CallObserver, max_calls: int) -> None:
         self.ready = False
         self._metrics = metrics
         self._max_calls = max_calls

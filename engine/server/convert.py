@@ -12,8 +12,17 @@ from engine.registry.canary import Canary
 from engine.registry.manifest import AliasChange, Manifest, Trial
 from engine.registry.names import CANARY, SHADOW, AdapterRef
 from engine.registry.shadow import Shadow
-from engine.runtime.engine import ChatTurn, Delta, FinishReason, Logprob, PositionLogprobs, Sampling, Structured
-from engine.runtime.generator import Answer, GenerationRequest, Prompt
+from engine.runtime.engine import (
+    ChatTurn,
+    Delta,
+    FinishReason,
+    Logprob,
+    PositionLogprobs,
+    Resume,
+    Sampling,
+    Structured,
+)
+from engine.runtime.generator import Answer, Begun, GenerationRequest, Prompt
 from engine.runtime.judgement import Tally
 from engine.runtime.recent import Recent
 from engine.runtime.shadow import ShadowReport, Times
@@ -46,7 +55,12 @@ def to_request(message: generation_pb2.GenerateRequest, caller: Caller) -> Gener
         tenant=caller.tenant,
         deadline=caller.deadline,
         routing_key=message.routing_key,
+        begun=_begun(message.resume) if message.HasField("resume") else None,
     )
+
+
+def _begun(message: generation_pb2.Resume) -> Begun:
+    return Begun(Resume(tuple(message.token_ids), message.text_length), message.digest, message.base_fingerprint)
 
 
 def to_prompt(message: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest) -> Prompt:
@@ -98,7 +112,7 @@ def usage(answer: Answer) -> generation_pb2.Usage:
     return generation_pb2.Usage(
         prompt_tokens=answer.prompt_tokens,
         cached_tokens=answer.cached_tokens,
-        completion_tokens=answer.completion_tokens,
+        completion_tokens=answer.resumed + answer.completion_tokens,
     )
 
 

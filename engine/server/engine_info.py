@@ -75,6 +75,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
                 pinned=resident.pinned,
                 in_use=resident.in_use,
                 idle=duration(0 if resident.in_use else now - resident.last_used),
+                rank=resident.manifest.rank,
             )
             for resident in self._generator.residency.residents()
         ]
@@ -87,4 +88,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             kv_cache_usage=self._generator.engine.load_now().kv_cache_usage,
             generated_tokens=self._metrics.generated_tokens,
             draining=admission.draining,
+            waiting_tokens=admission.waiting_tokens,
+            waiting_adapters=admission.waiting_adapters,
+            restarting=not getattr(self._generator.engine, "ready", True),
         )

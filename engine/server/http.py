@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from aiohttp import web
 
 from engine.errors import AddressInUse
-from engine.server.metrics import Metrics
+
+
+class Page(Protocol):
+    """Whatever has metrics."""
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        ...
 
 
 class SidePort:
     """`alive` false means: restart me. `ready` false means: send me no requests."""
 
-    def __init__(self, metrics: Metrics, *, alive: Callable[[], bool], ready: Callable[[], bool]) -> None:
+    def __init__(self, metrics: Page, *, alive: Callable[[], bool], ready: Callable[[], bool]) -> None:
         self._metrics = metrics
         self._checks = {"/healthz": alive, "/readyz": ready}
         self._runner: web.AppRunner | None = None

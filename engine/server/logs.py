@@ -7,10 +7,10 @@ import sys
 
 import structlog
 
-from engine.config import Settings
+from engine.config import RouterSettings, Settings
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: Settings | RouterSettings) -> None:
     """Set up structlog for the process, and send other libraries' warnings the same way."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [

@@ -13,8 +13,10 @@ from engine.errors import (
     InvalidRequest,
     LoraplexError,
     NotFinite,
+    OtherVersion,
     Quarantined,
     QuotaExceeded,
+    StreamLost,
     Unavailable,
     VersionExists,
     WrongBase,
@@ -39,7 +41,10 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     info.metadata["request_id"] = request_id
     if error.fix:
         info.metadata["fix"] = error.fix
-    if isinstance(error, EngineDied):
+    if isinstance(error, WrongBase):
+        info.metadata["trained_on"] = error.trained_on
+        info.metadata["served"] = error.served
+    if isinstance(error, EngineDied | StreamLost):
         info.metadata["tokens_sent"] = str(error.tokens_sent)
     for detail in (info, *_details(error)):
         packed = any_pb2.Any()
@@ -74,7 +79,7 @@ def _details(error: LoraplexError) -> list[message.Message]:
             return [
                 error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.ref, description=nearest)
             ]
-        case VersionExists() | WrongBase() | NotFinite() | Quarantined():
+        case VersionExists() | WrongBase() | OtherVersion() | NotFinite() | Quarantined():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case QuotaExceeded():
             violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)

@@ -2,7 +2,8 @@
 
 vLLM 0.32's own (PunicaWrapperCPU) give a row without an adapter the adapter in the last slot, and copy an adapter's weights for
 every token. vLLM calls `register` in each of its processes, by the entry point in pyproject.toml; it names our platform
-class (platform.py), whose only difference is the wrapper (wrapper.py) around the kernels (kernels.py, lora.cpp).
+class (platform.py), which has vLLM use our wrapper (wrapper.py) around the kernels (kernels.py, lora.cpp), and normalise by
+its own C++ (norms.py).
 Without LoRA, and on anything but a CPU, nothing changes.
 """
 

@@ -12,6 +12,7 @@ from loadtest.bench.child import ContenderDied
 from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
+from loadtest.bench.router.command import router
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile):
+for part in (adapters, frontend, memory, profile, router):
     app.command()(part)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.client import AsyncClient, RequestError
+from engine.client import AsyncClient, FailedPrecondition, RequestError
 from loadtest.drive.own_server import OwnServer
+from loadtest.drive.proxy import Proxy
 from loadtest.errors import BadInput, LoadTestError
 from loadtest.judge.aliases import Aliases, Move
-from loadtest.plan.scenario import SERVER_ACTIONS, Action
+from loadtest.plan.scenario import NETWORK_ACTIONS, SERVER_ACTIONS, Action
+
+_NOTICED_S = 1.0  # within which a server notices that its engine is dead, and says so
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Stage:
     aliases: Aliases
     own: OwnServer | None
     popular: str
+    network: Sequence[Proxy] = ()
     start: float = 0.0
     events: list[Event] = field(default_factory=list)
 
@@ -41,7 +46,7 @@ class Stage:
 def check(actions: tuple[Action, ...], own: OwnServer | None) -> None:
     """Refuse what cannot be done to a server that is not ours."""
     for action in actions:
-        if own is None and action.do in (*SERVER_ACTIONS, "publish", "publish_bad"):
+        if own is None and action.do in SERVER_ACTIONS:
             raise BadInput(f"{action.do} is done to a server that the tool starts itself only", "Use --serve MODEL.")
 
 
@@ -82,7 +87,9 @@ async def _do(action: Action, stage: Stage, seed: int) -> str:
         case "preload":
             return (await adapters.preload(name)).version
         case "unload":
-            return "was loaded" if await adapters.unload(name) else "was not loaded"
+            return await _unload(stage.client, name)
+    if action.do in NETWORK_ACTIONS:
+        return await _disturb(action, stage.network)
     if stage.own is None:
         raise BadInput(f"{action.do} needs a server of our own")
     if action.do in ("publish", "publish_bad"):
@@ -90,7 +97,28 @@ async def _do(action: Action, stage: Stage, seed: int) -> str:
         found = await adapters.get(name)
         stage.aliases.digests |= {f"{name}@{one.version}": one.digest for one in found.versions}
         return version
-    return await _chaos(action, stage.own)
+    return (
+        await _break_registry(stage.own, action.lasts)
+        if action.do == "break_registry"
+        else await _hit(action, stage.own)
+    )
+
+
+async def _disturb(action: Action, network: Sequence[Proxy]) -> str:
+    if action.do == "drop_connections":
+        return f"{sum(proxy.drop() for proxy in network)} connections reset"
+    await asyncio.gather(*(proxy.stall(action.lasts) for proxy in network))
+    return f"nothing went through for {action.lasts:g} s"
+
+
+async def _unload(client: AsyncClient, name: str) -> str:
+    """Unload; a server that refuses because requests use the adapter is right, and must do it with this very reason."""
+    try:
+        return "was loaded" if await client.adapters.unload(name) else "was not loaded"
+    except FailedPrecondition as refusal:
+        if refusal.reason != "NOT_ALLOWED_NOW":
+            raise
+        return f"refused: {refusal.message}"
 
 
 async def _move(stage: Stage, name: str, *, forward: bool) -> str:
@@ -107,7 +135,8 @@ async def _move(stage: Stage, name: str, *, forward: bool) -> str:
     return f"{now} to {change.version}"
 
 
-async def _chaos(action: Action, own: OwnServer) -> str:
+async def _hit(action: Action, own: OwnServer) -> str:
+    """Kill or stop the server, or its engine's processes; a killed one has ended when it serves again."""
     match action.do:
         case "kill":
             own.signal(signal.SIGKILL)
@@ -121,13 +150,25 @@ async def _chaos(action: Action, own: OwnServer) -> str:
             await asyncio.sleep(action.lasts)
             own.signal(signal.SIGCONT)
             return f"stopped for {action.lasts:g} s"
+        case "kill_engine":
+            names = own.signal_engine(signal.SIGKILL)
+            await asyncio.sleep(_NOTICED_S)
+            await own.ready()
+            return f"{names} killed, started again by the server, ready"
+    names = own.signal_engine(signal.SIGSTOP)
+    await asyncio.sleep(action.lasts)
+    own.signal_engine(signal.SIGCONT)
+    return f"{names} stopped for {action.lasts:g} s"
+
+
+async def _break_registry(own: OwnServer, seconds: float) -> str:
     away = own.registry.with_name("registry-away")
     own.registry.rename(away)
     try:
-        await asyncio.sleep(action.lasts)
+        await asyncio.sleep(seconds)
     finally:
         # The server may have made the folder anew meanwhile; what it wrote there belongs to the fault.
         if own.registry.exists():
             own.registry.rename(own.registry.with_name(f"registry-made-anew-{time.monotonic_ns()}"))
         away.rename(own.registry)
-    return f"registry away for {action.lasts:g} s"
+    return f"registry away for {seconds:g} s"

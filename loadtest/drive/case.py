@@ -6,53 +6,26 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.client import AsyncClient, RequestError
 from loadtest.drive import actions
 from loadtest.drive.crew import drive
 from loadtest.drive.driver import Job
-from loadtest.drive.own_server import OwnServer
+from loadtest.drive.proxy import proxied
 from loadtest.drive.records import Beat, Record
+from loadtest.drive.site import Site, asked_adapters
 from loadtest.drive.targets import TargetSpec
-from loadtest.errors import BadInput, Exit, TargetGone
+from loadtest.errors import Exit, TargetGone
 from loadtest.judge import canaries, correctness, measures, validity, verdict
-from loadtest.judge.aliases import Aliases
 from loadtest.judge.statistics import percentile
 from loadtest.plan import arrivals
-from loadtest.plan.scenario import Case, Workload
-from loadtest.plan.strict import nearest
+from loadtest.plan.scenario import NETWORK_ACTIONS, Case, Workload
 from loadtest.plan.tape import Tape, build, noisy_adapter
 
-CANARY_PROMPTS = (
-    "Classify the support ticket as account, billing, cancel, shipping or technical.\nTicket: My parcel is late.\nCategory:",
-    "Write one shell or SQL command.\nTask: count the rows in users\nCommand:",
-    "The three largest rivers of Europe are",
-)
-_MOST_REFERENCES = 24  # adapters with references; beyond these canaries are checked by name and digest alone
 _CALIBRATION_S = 8.0
-_STILL_S = 5.0  # within which a target must say that it serves when the load is over
 OnBatch = Callable[[list[Record], Beat], None]
-
-
-@dataclass
-class Site:
-    """A target as it was found: its adapters, their versions, its limits, and its answers when idle."""
-
-    spec: TargetSpec
-    client: AsyncClient | None
-    own: OwnServer | None = None
-    workers: int = 1
-    aliases: Aliases = field(default_factory=Aliases)
-    adapters: tuple[str, ...] = ()
-    callers: int = 16
-    slots: int = 0
-    about: dict[str, str] = field(default_factory=dict)
-    prompts: tuple[str, ...] = CANARY_PROMPTS
-    references: canaries.References | None = None
-    capacity: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,61 +56,9 @@ class Result:
         return verdict.exit_code(self.checks, self.health.problems, incorrect=self.correctness.wrong)
 
 
-async def look(site: Site) -> None:
-    """Find out what the target has. Raises TargetGone when it does not answer."""
-    if site.client is None:
-        return
-    try:
-        await site.client.wait_ready(timeout_s=10)
-        info = await site.client.engine()
-        listed = await site.client.adapters.list()
-        for one in listed:
-            found = await site.client.adapters.get(one.name)
-            site.aliases.digests |= {f"{one.name}@{version.version}": version.digest for version in found.versions}
-            site.aliases.initial |= {f"{one.name}@{alias}": version for alias, version in one.aliases.items()}
-    except RequestError as error:
-        raise TargetGone(f"{site.client.target} does not answer: {error}", "Start it, or use --serve MODEL.") from error
-    site.adapters = tuple(one.name for one in listed if "current" in one.aliases)
-    site.callers = max(1, info.limits.max_running)
-    site.slots = info.limits.max_resident
-    site.about = {"engine": info.engine, "base": info.base.name, "fingerprint": info.base.fingerprint}
-
-
-def asked_adapters(workload: Workload, site: Site) -> tuple[str, ...]:
-    """The adapters that a workload asks. Raises BadInput where the target has not got them."""
-    wanted = workload.adapters
-    if workload.base_share >= 1:
-        return ()
-    if isinstance(wanted, tuple):
-        for name in wanted if site.client else ():
-            if name.partition("@")[0] not in site.adapters:
-                raise BadInput(f"the target has no adapter {name!r}{nearest(name, site.adapters)}")
-        return wanted
-    if not site.adapters:
-        raise BadInput("the target has no adapters", "Publish some, use --serve MODEL, or ask the base: base_share: 1.")
-    if wanted == "all":
-        return site.adapters
-    if wanted > len(site.adapters):
-        raise BadInput(f"{wanted} adapters are asked for, the target has {len(site.adapters)}")
-    return site.adapters[:wanted]
-
-
-async def take_references(site: Site, names: tuple[str, ...], step: Callable[[], None] = lambda: None) -> None:
-    """Take the references of all versions of these adapters and of the base, once for all cases."""
-    if site.client is None or site.references is not None:
-        return
-    who = [ref for ref in sorted(site.aliases.digests) if ref.partition("@")[0] in names][:_MOST_REFERENCES]
-    try:
-        site.references = await canaries.take(site.client, ["", *who], site.prompts, step)
-    except RequestError as error:
-        raise TargetGone(f"the target did not answer the canaries: {error}") from error
-
-
-async def resolved(site: Site, case: Case) -> Case:
-    """The case with absolute rates: what the target can do of this workload is measured first, where that is needed."""
+async def capacity(site: Site, case: Case) -> float:
+    """Requests/s of this workload that the target answers when it is never idle; measured once."""
     workload = case.workload
-    if not arrivals.relative(workload.arrival):
-        return case
     shape = f"{workload.prompt} {workload.output} {workload.base_share}"
     if shape not in site.capacity:
         closed = workload.model_copy(
@@ -148,8 +69,21 @@ async def resolved(site: Site, case: Case) -> Case:
         site.capacity[shape] = found.measures["completed_rate"]
     if site.capacity[shape] <= 0:
         raise TargetGone("the target answered nothing while its capacity was measured")
-    absolute = arrivals.absolute(workload.arrival, site.capacity[shape])
-    return case.model_copy(update={"workload": workload.model_copy(update={"arrival": absolute})})
+    return site.capacity[shape]
+
+
+async def resolved(case: Case, *sites: Site) -> Case:
+    """The case with absolute rates, where they are shares of a capacity: of the target's, or of the least of several."""
+    arrival = case.workload.arrival
+    if not arrivals.relative(arrival):
+        return case
+    least = min([await capacity(site, case) for site in sites])
+    return with_arrival(case, arrivals.absolute(arrival, least))
+
+
+def with_arrival(case: Case, arrival: str) -> Case:
+    """The same case at another rate."""
+    return case.model_copy(update={"workload": case.workload.model_copy(update={"arrival": arrival})})
 
 
 async def run_case(site: Site, case: Case, on_batch: OnBatch = lambda *_: None, tape: Tape | None = None) -> Result:
@@ -171,22 +105,17 @@ async def run_case(site: Site, case: Case, on_batch: OnBatch = lambda *_: None, 
 
     job = Job(tape, site.prompts, workload.seed, workload.duration, workload.drain, workload.max_inflight)
     stage = _stage(site, workload, names)
-    playing = asyncio.create_task(_play(workload, stage, started)) if stage else None
     try:
-        await drive(job, site.spec, emit, site.workers, started.append)
-        if playing:
-            await playing
+        async with _network(site, workload, stage) as spec, _playing(workload, stage, started) as played:
+            await drive(job, spec, emit, site.workers, started.append)
+            await played
     except asyncio.CancelledError:
         interrupted = True
         if task := asyncio.current_task():
             task.uncancel()  # what was measured is still reported
-    finally:
-        if playing:
-            playing.cancel()
-            await asyncio.gather(playing, return_exceptions=True)
     start = started[0] if started else time.monotonic()
     end_s = min(workload.duration, time.monotonic() - start) if interrupted else workload.duration
-    gone = "" if interrupted else await _still_there(site)
+    gone = "" if interrupted else await site.gone()
     return _judged(site, case, tape, start, end_s, records, beats, stage.events if stage else [], interrupted, gone)
 
 
@@ -196,21 +125,37 @@ def _stage(site: Site, workload: Workload, names: tuple[str, ...]) -> actions.St
     return actions.Stage(site.client, site.aliases, site.own, names[0] if names else "")
 
 
-async def _play(workload: Workload, stage: actions.Stage, started: list[float]) -> None:
+@contextlib.asynccontextmanager
+async def _network(site: Site, workload: Workload, stage: actions.Stage | None) -> AsyncIterator[TargetSpec]:
+    """Whom the clients ask: the target, or proxies before it where connections are to be disturbed."""
+    if stage is None or not any(action.do in NETWORK_ACTIONS for action in workload.actions):
+        yield site.spec
+        return
+    async with proxied(site.spec.addresses) as proxies:
+        stage.network = tuple(proxies.values())
+        yield replace(site.spec, addresses=tuple(proxies))
+
+
+@contextlib.asynccontextmanager
+async def _playing(
+    workload: Workload, stage: actions.Stage | None, started: list[float]
+) -> AsyncIterator[asyncio.Task[None]]:
+    """The actions, under way as a task; what is left of them at the end is not done any more."""
+    task = asyncio.create_task(_play(workload, stage, started))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _play(workload: Workload, stage: actions.Stage | None, started: list[float]) -> None:
+    if stage is None:
+        return
     while not started:  # noqa: ASYNC110 - the workers start within a second or two
         await asyncio.sleep(0.01)
     stage.start = started[0]
     await actions.play(workload.actions, stage, workload.duration)
-
-
-async def _still_there(site: Site) -> str:
-    """Empty, or why the target is no longer there."""
-    if site.client is None:
-        return ""
-    with contextlib.suppress(RequestError):
-        await site.client.wait_ready(timeout_s=_STILL_S)
-        return ""
-    return f"{site.client.target} no longer answers"
 
 
 def _judged(
@@ -219,18 +164,19 @@ def _judged(
 ) -> Result:  # fmt: skip
     workload, required = case.workload, case.workload.requirements
     warmup = min(workload.warmup, end_s / 2)
-    right = correctness.check(records, site.aliases, site.references, names=site.client is not None)
+    right = correctness.check(records, site.aliases, site.references, names=site.names)
     noisy = noisy_adapter(workload, tape.adapters)
     measured = measures.table(records, start, warmup, end_s, noisy)
-    alone = site.references.alone_ttft_s if site.references else 0.0
+    alone = site.alone_ttft_s
     is_good = measures.good(measured, required.goodness, right.bad_rows, alone)
     found = measures.summary(measured, is_good, alone)
     due = len(records) if tape.callers else int((tape.at < end_s).sum())
     median = percentile(measures.latencies(measured, "ttft"), 0.5)
-    healthy = validity.health(records, beats, due, required, median if math.isfinite(median) else 0.0)
+    healthy = validity.health(records, beats, due, required, alone, median if math.isfinite(median) else 0.0)
     if tape.callers and len(records) >= len(tape):
         healthy.problems.append(f"all {len(tape)} requests were answered before the time was over: use an open arrival")
     checks = verdict.checks(required, measured, is_good, right, site.references, alone)
+    checks = verdict.doubted(checks, healthy.late)
     checks += [_refused(event) for event in events if event.error]
     growing = not tape.callers and validity.growing(records, start, warmup, end_s)
     return Result(

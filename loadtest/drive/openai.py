@@ -9,6 +9,8 @@ import aiohttp
 
 from loadtest.drive.records import Record, Status
 from loadtest.drive.targets import Question, sse
+from loadtest.errors import TargetGone
+from loadtest.judge.canaries import TOKENS, Reference
 
 
 class OpenAITarget:
@@ -83,3 +85,55 @@ def _decode(record: Record, lines: list[bytes], arrivals: list[float], model: st
             record.prompt_tokens, record.claimed_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     if record.canary >= 0:
         record.token_ids = tuple(token_ids)
+
+
+class OpenAIServer:
+    """What must be known of an OpenAI server beside the load: who is there, whether it lives, and its references.
+
+    Every method raises TargetGone when it does not answer as it should.
+    """
+
+    def __init__(self, url: str, model: str, timeout_s: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self.model = model
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    async def adapters(self) -> tuple[str, ...]:
+        """The models that it offers beside the base."""
+        names = [str(one["id"]) for one in (await self._json("/v1/models")).get("data", ())]
+        if self.model not in names:
+            raise TargetGone(
+                f"{self.url} has no model {self.model!r}; it has {', '.join(names) or 'none'}", "See --model."
+            )
+        return tuple(sorted(set(names) - {self.model}))
+
+    async def reference(self, who: str, prompt: str) -> Reference:
+        """A greedy answer with its log probabilities."""
+        body = {
+            "model": who or self.model,
+            "prompt": prompt,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+        began = time.monotonic()
+        first = await self._json("/v1/completions", body | {"max_tokens": 1})
+        ttft = time.monotonic() - began
+        answer = await self._json("/v1/completions", body | {"logprobs": 2, "return_token_ids": True})
+        if not first.get("choices") or not answer.get("choices"):
+            raise TargetGone(f"{self.url} gave no completion")
+        choice = answer["choices"][0]
+        chosen = tuple(map(float, choice["logprobs"]["token_logprobs"]))
+        tops = [sorted(top.values(), reverse=True) for top in choice["logprobs"]["top_logprobs"]]
+        margins = tuple(top[0] - top[1] if len(top) > 1 else float("inf") for top in tops)
+        return Reference(tuple(choice["token_ids"]), margins, chosen, ttft)
+
+    async def _json(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            async with aiohttp.ClientSession(timeout=self._timeout) as session:
+                async with session.request("POST" if body else "GET", self.url + path, json=body) as response:
+                    response.raise_for_status()
+                    found: dict[str, Any] = await response.json()
+                    return found
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise TargetGone(f"{self.url}{path} does not answer: {error or type(error).__name__}") from error

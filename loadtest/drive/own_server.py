@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+
+import psutil
 
 from engine.client import AsyncClient, RequestError
+from loadtest.drive.fleet import fleet
 from loadtest.drive.markers import write_marker
 from loadtest.errors import BadInput, TargetGone
 from loadtest.plan.scenario import Case
 
 _START_S = 240.0
+_ENGINE = "VLLM::"  # how vLLM's own processes call themselves
 
 
 class OwnServer:
@@ -63,21 +67,35 @@ class OwnServer:
                     raise TargetGone(f"loraplex serve ended: {(self.folder / 'server.log').read_text()[-1500:]}")
             await waiting
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal to the server and all processes that it started."""
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
+    def signal_engine(self, number: Signals) -> str:
+        """Send a signal to the processes of the engine alone; returns their names. Raises BadInput when there are none."""
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process else []
+        names = []
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                name = (child.cmdline() or [""])[0]
+                if name.startswith(_ENGINE):
+                    child.send_signal(number)
+                    names.append(name.removeprefix(_ENGINE))
+        if not names:
+            raise BadInput("the engine has no process of its own", "Serve a model with --engine vllm.")
+        return ", ".join(sorted(names))
+
     def stop(self) -> None:
         """End it: politely, then not."""
         if not self.process:
             return
-        self.signal(signal.SIGCONT)
-        self.process.send_signal(signal.SIGTERM)
+        self.signal(SIGCONT)
+        self.process.send_signal(SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        self.signal(signal.SIGKILL)
+        self.signal(SIGKILL)
         self.process.wait(10)
 
     async def publish(self, name: str, seed: int, rank: int = 8, *, broken: bool = False) -> str:
@@ -95,42 +113,37 @@ class OwnServer:
 
 @contextlib.asynccontextmanager
 async def own_server(
-    model: Path, adapters: Sequence[Path], cases: Sequence[Case], engine: str = "vllm"
+    model: Path,
+    adapters: Sequence[Path],
+    cases: Sequence[Case],
+    engine: str = "vllm",
+    settings: Mapping[str, object] | None = None,
 ) -> AsyncIterator[OwnServer]:
     """Start a server that has what the cases need: `adapters` published as their folders are named, and markers."""
-    settings: dict[str, object] = {"engine": engine}
+    needed: dict[str, object] = {"engine": engine} | dict(settings or {})
     for case in cases:
         for name, value in case.server.settings.items():
-            if settings.setdefault(name, value) != value:
-                raise BadInput(
-                    f"{case.title} needs {name}={value}, another scenario {settings[name]}", "Run them apart."
-                )
+            if needed.setdefault(name, value) != value:
+                raise BadInput(f"{case.title} needs {name}={value}, another scenario {needed[name]}", "Run them apart.")
     with tempfile.TemporaryDirectory(prefix="loraplex-loadtest-") as folder:
-        server = OwnServer(Path(folder), model, settings)
+        server = OwnServer(Path(folder), model, needed)
+        server.template = adapters[0] if adapters else None
         server.start()
         try:
             await server.ready()
-            await _publish_all(server, adapters, cases)
+            await _publish_all(server, fleet(adapters, cases, Path(folder) / "markers"))
             yield server
         finally:
             server.stop()
 
 
-async def _publish_all(server: OwnServer, adapters: Sequence[Path], cases: Sequence[Case]) -> None:
+async def _publish_all(server: OwnServer, folders: Mapping[str, Path]) -> None:
     async with AsyncClient(server.address, timeout_s=120) as client:
-        for folder in adapters:
-            name = folder.parent.name if folder.name.startswith("v") else folder.name
+        for name, folder in folders.items():
             try:
                 await client.adapters.publish(folder, name, publisher="loadtest")
             except (RequestError, OSError) as error:
-                raise BadInput(f"cannot publish {folder}: {error}") from error
-    server.template = adapters[0] if adapters else None
-    ranks = max((case.server.ranks for case in cases), key=len, default=(8,))
-    for number in range(max((case.server.markers for case in cases), default=0)):
-        try:
-            await server.publish(f"load-{number + 1:03}", number, ranks[number % len(ranks)])
-        except RequestError as error:
-            raise BadInput(f"cannot publish load-{number + 1:03}: {error}") from error
+                raise BadInput(f"cannot publish {folder} as {name}: {error}") from error
 
 
 def _free_port() -> int:

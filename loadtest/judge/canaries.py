@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.client import AsyncClient, Generation
+from engine.client import AsyncClient
 
 TOKENS = 16
 """Length of a canary's answer."""
@@ -29,6 +29,10 @@ class Reference:
     margins: tuple[float, ...]
     logprobs: tuple[float, ...]
     ttft_s: float = 0.0
+
+
+Ask = Callable[[str, str], Awaitable[Reference]]
+"""Gives the reference of who answers ("support@v2", or "" for the base) to a prompt."""
 
 
 @dataclass(frozen=True)
@@ -93,39 +97,40 @@ class References:
 
 
 async def take(
-    client: AsyncClient, who: Sequence[str], prompts: Sequence[str], step: Callable[[], None] = lambda: None
+    ask: Ask, who: Sequence[str], prompts: Sequence[str], step: Callable[[], None] = lambda: None
 ) -> References:
     """Take all references alone, then once more together: what differs then is this target's noise.
 
-    Raises whatever the client raises.
+    Together are the prompts of one answerer at a time: a target that mixes answerers up would pass its errors off as noise.
+    Raises whatever `ask` raises.
     """
     found = References(tuple(prompts))
-    pairs = [(name, number) for name in who for number in range(len(prompts))]
-    for name, number in pairs:
-        found.answers[name, number] = _reference(await _ask(client, name, prompts[number]))
-        step()
-    together = await asyncio.gather(*(_ask(client, name, prompts[number]) for name, number in pairs))
+    together: dict[tuple[str, int], Reference] = {}
+    for name in who:
+        for number, prompt in enumerate(prompts):
+            found.answers[name, number] = await ask(name, prompt)
+            step()
+        again = await asyncio.gather(*(ask(name, prompt) for prompt in prompts))
+        together |= {(name, number): answer for number, answer in enumerate(again)}
     noise = 0.0
-    for (name, number), answer in zip(pairs, together, strict=True):
-        own, again = found.answers[name, number], _reference(answer)
-        same = _common(own.tokens, again.tokens)
-        moved = [abs(a - b) for a, b in zip(own.logprobs[:same], again.logprobs[:same], strict=True)]
+    for key, answer in together.items():
+        own = found.answers[key]
+        same = _common(own.tokens, answer.tokens)
+        moved = [abs(a - b) for a, b in zip(own.logprobs[:same], answer.logprobs[:same], strict=True)]
         noise = max(noise, *moved, 0.0)
     found.floor = max(_LEAST_FLOOR, 2 * noise)
-    for (name, number), answer in zip(pairs, together, strict=True):
-        judged = found.judge(name, number, answer.token_ids)
+    for (name, number), answer in together.items():
+        judged = found.judge(name, number, answer.tokens)
         if judged and judged.kind not in ("match", "drift"):
             found.unstable.append(f"{name or 'base'}, prompt {number}: {judged.kind}")
     return found
 
 
-async def _ask(client: AsyncClient, who: str, prompt: str) -> Generation:
-    return await client.generate(
+async def ask(client: AsyncClient, who: str, prompt: str) -> Reference:
+    """One reference from a Loraplex server."""
+    answer = await client.generate(
         adapter=who, prompt=prompt, max_tokens=TOKENS, temperature=0, ignore_eos=True, logprobs=2
     )
-
-
-def _reference(answer: Generation) -> Reference:
     margins = [_margin(position) for position in answer.logprobs]
     chosen = tuple(position.token.logprob for position in answer.logprobs)
     return Reference(answer.token_ids, tuple(margins), chosen, answer.timings.time_to_first_token_s)

@@ -44,6 +44,11 @@ class Correctness:
         return sum(self.counts[kind] for kind in MISROUTES)
 
     @property
+    def compared(self) -> int:
+        """Canaries that there was a reference for."""
+        return sum(count for kind, count in self.canaries.items() if kind != "no reference")
+
+    @property
     def wrong(self) -> bool:
         """Whether anything was wrong for certain; drift is not."""
         return bool(self.misroutes or self.lost_tokens or self.duplicated_tokens)

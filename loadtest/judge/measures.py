@@ -98,7 +98,7 @@ def good(measured: Table, limits: Good, bad_rows: set[int], alone_ttft_s: float 
         (measured.tpot, limits.tpot),
         (measured.stall, limits.itl),
         (measured.e2e, limits.e2e),
-        (measured.ttft, limits.slowdown and limits.slowdown * alone_ttft_s),
+        (measured.ttft, limits.slowdown * alone_ttft_s if limits.slowdown and alone_ttft_s else None),
     ):
         if limit is not None:
             right = np.asarray(right & ((values <= limit) | np.isnan(values)), bool)

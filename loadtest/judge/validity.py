@@ -1,4 +1,8 @@
-"""Whether the client drove the load that the tape asks for. If not, the run says something about the client only."""
+"""Whether the client drove the load that the tape asks for, and in time.
+
+Another load than the tape's makes the whole run say something about the client only. Lateness makes times doubtful, and nothing
+else: who answered, and whether all of it came, is as true of a request that went out late.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ _RATE = 0.01
 
 @dataclass(frozen=True)
 class ClientHealth:
-    """The client's own cost and punctuality; `problems` make the run INVALID."""
+    """The client's own cost and punctuality: `problems` make the run INVALID, `late` leaves requirements on times open."""
 
     lag_p50_s: float
     lag_p99_s: float
@@ -35,13 +39,19 @@ class ClientHealth:
     due: int
     allowed_lag_s: float
     problems: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
 
 
-def tolerance(requirements: Requirements, median_ttft_s: float, least: float) -> float:
-    """How late the client may be: `least`, or 2 % of the TTFT limit (of the measured median where there is none)."""
+def tolerance(requirements: Requirements, alone_ttft_s: float, median_ttft_s: float, least: float) -> float:
+    """How late the client may be: `least`, or 2 % of the TTFT limit (of the measured median where there is none).
+
+    A limit on the slowdown is one on TTFT too: so many times what a request alone takes.
+    """
     limits = [limit for _, limit in requirements.ttft.limits()]
-    if requirements.good.ttft:
-        limits.append(requirements.good.ttft)
+    limits += [limit * alone_ttft_s for _, limit in requirements.slowdown.limits()]
+    good = requirements.good
+    limits += filter(None, (good.ttft, (good.slowdown or 0.0) * alone_ttft_s))
+    limits = [limit for limit in limits if limit > 0]
     reference = min(limits) if limits else (median_ttft_s if math.isfinite(median_ttft_s) else 0.0)
     return max(least, _OF_LIMIT * reference)
 
@@ -51,6 +61,7 @@ def health(
     beats: Sequence[Beat],
     due: int,
     requirements: Requirements,
+    alone_ttft_s: float,
     median_ttft_s: float,
 ) -> ClientHealth:
     """Judge the client. `due` is how many requests the tape had for the time that was run (closed loop: as many as were)."""
@@ -67,26 +78,32 @@ def health(
         dropped=dropped,
         sent=len(lags) - dropped,
         due=due,
-        allowed_lag_s=tolerance(requirements, median_ttft_s, LAG_S),
+        allowed_lag_s=tolerance(requirements, alone_ttft_s, median_ttft_s, LAG_S),
     )
-    found.problems.extend(_problems(found, tolerance(requirements, median_ttft_s, LOOP_LAG_S)))
+    found.problems.extend(_problems(found))
+    found.late.extend(_late(found, tolerance(requirements, alone_ttft_s, median_ttft_s, LOOP_LAG_S)))
     return found
 
 
-def _problems(found: ClientHealth, allowed_loop_lag_s: float) -> list[str]:
-    problems = []
+def _late(found: ClientHealth, allowed_loop_lag_s: float) -> list[str]:
+    late = []
     if found.lag_p99_s > found.allowed_lag_s:
-        problems.append(
+        late.append(
             f"requests went out {found.lag_p99_s * 1000:.1f} ms late (p99; allowed {found.allowed_lag_s * 1000:.1f} ms): "
             "use more --workers, or a machine that the server does not share"
         )
     if found.loop_lag_p99_s > allowed_loop_lag_s:
-        problems.append(
+        late.append(
             f"the client's event loops were {found.loop_lag_p99_s * 1000:.1f} ms late "
             f"(p99; allowed {allowed_loop_lag_s * 1000:.1f} ms): use more --workers"
         )
     if found.busiest > _CPU:
-        problems.append(f"a client process used {found.busiest:.0%} of its core: use more --workers")
+        late.append(f"a client process used {found.busiest:.0%} of its core: use more --workers")
+    return late
+
+
+def _problems(found: ClientHealth) -> list[str]:
+    problems = []
     if found.dropped:
         problems.append(
             f"{found.dropped} requests were never sent: max_inflight was reached; raise it, or lower the rate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -15,6 +15,9 @@ from loadtest.judge.correctness import Correctness
 from loadtest.judge.measures import Flags, Table, itl_percentile, latencies
 from loadtest.judge.statistics import needed, percentile, surely_above, surely_at_most, wilson
 from loadtest.plan.requirements import LATENCIES, QUANTILES, Requirements
+
+_NOT_ALONE = "no request was sent alone: needs canaries"
+_AT_LEAST = ("attainment", "worst adapter", "goodput")
 
 
 class Verdict(StrEnum):
@@ -40,12 +43,16 @@ class Check:
     note: str = ""
 
     @property
+    def timed(self) -> bool:
+        """Whether the value depends on how punctual the client was."""
+        return self.unit in ("s", "x") or self.name.startswith(_AT_LEAST)
+
+    @property
     def headroom(self) -> float:
         """How far the value stays from its limit, as a share of the limit; negative when it is past it; nan for zeros."""
         if not self.limit or not math.isfinite(self.value):
             return math.nan
-        at_least = self.name.startswith(("attainment", "worst adapter", "goodput"))
-        return (self.value - self.limit) / self.limit * (1 if at_least else -1)
+        return (self.value - self.limit) / self.limit * (1 if self.name.startswith(_AT_LEAST) else -1)
 
 
 def checks(
@@ -60,9 +67,34 @@ def checks(
     return [
         *_latency_checks(required, measured),
         *_slowdown_checks(required, measured, alone_ttft_s),
-        *_share_checks(required, measured, is_good),
-        *_rate_checks(required, measured, is_good),
+        *_known(
+            required,
+            alone_ttft_s,
+            [*_share_checks(required, measured, is_good), *_rate_checks(required, measured, is_good)],
+        ),
         *_correctness_checks(required, correctness, references),
+    ]
+
+
+def _known(required: Requirements, alone_ttft_s: float, found: Sequence[Check]) -> list[Check]:
+    """The checks on good answers; none can be judged where good is a slowdown of nobody knows what."""
+    if not required.goodness.slowdown or alone_ttft_s:
+        return list(found)
+    return [
+        replace(check, verdict=Verdict.INCONCLUSIVE, note=_NOT_ALONE) if check.name.startswith(_AT_LEAST) else check
+        for check in found
+    ]
+
+
+def doubted(found: Sequence[Check], late: Sequence[str]) -> list[Check]:
+    """The checks of a run whose client was late: what depends on times is left open, and says why."""
+    if not late:
+        return list(found)
+    return [
+        replace(check, verdict=Verdict.INCONCLUSIVE, note="the client was late")
+        if check.timed and check.verdict is not Verdict.INCONCLUSIVE
+        else check
+        for check in found
     ]
 
 
@@ -125,8 +157,7 @@ def _latency_checks(required: Requirements, measured: Table) -> Iterator[Check]:
 def _slowdown_checks(required: Requirements, measured: Table, alone_ttft_s: float) -> Iterator[Check]:
     for key, limit in required.slowdown.limits():
         if not alone_ttft_s:
-            note = "no request was sent alone: needs canaries"
-            yield Check(f"slowdown {key}", limit, math.nan, "x", 0, Verdict.INCONCLUSIVE, note=note)
+            yield Check(f"slowdown {key}", limit, math.nan, "x", 0, Verdict.INCONCLUSIVE, note=_NOT_ALONE)
             continue
         values = latencies(measured, "ttft") / alone_ttft_s
         verdict, note = _judge(int((values > limit).sum()), len(values), 1 - QUANTILES[key])
@@ -199,8 +230,7 @@ def _rate_checks(required: Requirements, measured: Table, is_good: Flags) -> Ite
 def _correctness_checks(
     required: Requirements, correctness: Correctness, references: References | None
 ) -> Iterator[Check]:
-    counts = correctness.canaries
-    compared = sum(count for kind, count in counts.items() if kind != "no reference")
+    counts, compared = correctness.canaries, correctness.compared
     checked = max(correctness.checked, compared)
     verdict, note = _zero(correctness.misroutes, required.misroutes), f"{compared} canaries, {_rule_of_three(compared)}"
     if verdict is Verdict.MEETS and (doubt := _doubt(checked, compared, references, counts["unexplained"])):

@@ -63,6 +63,22 @@ def absolute(text: str, capacity: float) -> str:
     return _RELATIVE.sub(lambda match: f"{float(match[1]) * capacity:.4g}", text) if relative(text) else text
 
 
+def scaled(text: str, rate: float) -> str:
+    """The same arrival at `rate` requests/s on average, or with that many callers; ValueError for a trace."""
+    arrival = parse(text)
+    if arrival.kind == "trace":
+        raise ValueError(f"{text!r} has times of its own: a trace has no other rate (see scale=)")
+    if arrival.callers:
+        return f"closed:{max(1, round(rate))},think={arrival.think_s:g}s"
+    rates = [f"{one / arrival.rate * rate:.6g}" for one in arrival.rates]
+    match arrival.kind:
+        case "gamma":
+            return f"gamma:{rates[0]},cv={arrival.cv:g}"
+        case "ramp":
+            return f"ramp:{'..'.join(rates)}"
+    return f"{arrival.kind}:{','.join(rates)}"
+
+
 def parse(text: Any) -> Arrival:
     """Take an arrival apart; ValueError says what is wrong with it. Shares of the capacity count as rates here."""
     spelled = Spelled.parse(_RELATIVE.sub(r"\1", str(text)) if relative(str(text)) else str(text))

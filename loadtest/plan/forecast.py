@@ -8,7 +8,7 @@ from typing import Any
 from loadtest.judge.statistics import needed
 from loadtest.plan import arrivals, lengths, popularity, tape
 from loadtest.plan.requirements import LATENCIES, QUANTILES
-from loadtest.plan.scenario import Case, cases, load
+from loadtest.plan.scenario import Case, chosen
 
 _UNKNOWN = 8  # adapters to reckon with where the target would say how many it has
 
@@ -16,10 +16,9 @@ _UNKNOWN = 8  # adapters to reckon with where the target would say how many it h
 def forecast(names: list[str], quick: bool, overrides: Mapping[str, Any], capacity: float) -> Iterator[str]:
     """Lines about each case: duration, requests, tokens/s, hit rates, whether the samples suffice, the tape's digest."""
     total = 0.0
-    for name in names:
-        for case in cases(load(name), quick=quick, overrides=overrides):
-            total += case.workload.duration
-            yield from _case(case, capacity)
+    for case in chosen(names, quick=quick, overrides=overrides):
+        total += case.workload.duration
+        yield from _case(case, capacity)
     yield f"in all {total:.0f} s of load, without starts, references and drains"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from loadtest.errors import BadInput
 from loadtest.plan.strict import Strict, checked, read_yaml
@@ -29,7 +29,9 @@ def _ratio(value: Any) -> float:
     return found
 
 
-Ratio = Annotated[float, BeforeValidator(_ratio)]
+Ratio = Annotated[
+    float, BeforeValidator(_ratio), WithJsonSchema({"type": ["number", "string"], "examples": ["5x"]})
+]  # fmt: skip
 
 
 class Latencies(Strict):

@@ -6,12 +6,12 @@ a GPU. A scenario's own keys come first, then its `quick`, then the case's, then
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from loadtest.errors import BadInput
 from loadtest.plan import arrivals, lengths
@@ -20,18 +20,28 @@ from loadtest.plan.requirements import Requirements
 from loadtest.plan.strict import Strict, checked, nearest, read_yaml
 from loadtest.plan.values import Seconds, Share
 
-Length = Annotated[str, BeforeValidator(str), AfterValidator(lengths.valid)]
-SERVER_ACTIONS = ("kill", "stop", "break_registry")
+Length = Annotated[
+    str, BeforeValidator(str), AfterValidator(lengths.valid),
+    WithJsonSchema({"type": ["integer", "string"], "examples": [64, "uniform:8..512", "lognormal:64,cv=1,max=512"]}),
+]  # fmt: skip
+SERVER_ACTIONS = ("publish", "publish_bad", "kill", "stop", "kill_engine", "stop_engine", "break_registry")
+"""What only a server that the tool started itself can be made to suffer."""
+NETWORK_ACTIONS = ("drop_connections", "stall_network")
+"""What is done to the connections, through a proxy."""
 
 
 class Action(Strict):
     """Something done to the server while the load runs, once or again and again."""
 
-    do: Literal["publish", "publish_bad", "promote", "rollback", "preload", "unload", "kill", "stop", "break_registry"]
+    do: Literal[
+        "publish", "publish_bad", "promote", "rollback", "preload", "unload",
+        "kill", "stop", "kill_engine", "stop_engine", "break_registry",
+        "drop_connections", "stall_network",
+    ]  # fmt: skip
     at: Seconds = Field(0.0, description="Seconds after the load's start.")
     every: Seconds | None = Field(None, gt=0, description="Then again and again.")
     adapter: str = Field("", description="Which one; left out: the most popular.")
-    lasts: Seconds = Field(1.4, description="How long a stopped process or a broken registry stays so.")
+    lasts: Seconds = Field(1.4, description="How long what is stopped, stalled or broken stays so.")
 
 
 class Burst(Strict):
@@ -133,6 +143,26 @@ def load(name: str) -> Scenario:
     for quick in (False, True):
         cases(scenario, quick=quick)  # so that a wrong key in a case is told at once
     return scenario
+
+
+def chosen(names: Iterable[str], *, quick: bool, overrides: Mapping[str, Any]) -> list[Case]:
+    """The cases that are named: `cliff` is all of a scenario's (with `quick` those that it keeps), `cliff/a16` is one."""
+    found: list[Case] = []
+    for name in names:
+        whole, _, one = ("", "", "") if name.endswith((".yaml", ".yml")) else name.partition("/")
+        scenario = load(whole or name)
+        if one:
+            known = [str(variant.get("name", "")) for variant in scenario.cases]
+            if one not in known:
+                raise BadInput(
+                    f"scenario {whole} has no case {one!r}{nearest(one, known)}", f"It has {', '.join(known)}."
+                )
+            scenario = scenario.model_copy(update={"quick": scenario.quick | {"cases": [one]}})
+            kept = cases(scenario, quick=quick, overrides=overrides)
+            found += [case for case in kept if case.name == one]
+        else:
+            found += cases(scenario, quick=quick, overrides=overrides)
+    return found
 
 
 def cases(scenario: Scenario, *, quick: bool = False, overrides: Mapping[str, Any] | None = None) -> list[Case]:

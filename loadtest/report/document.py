@@ -10,15 +10,18 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from loadtest.drive.case import Result, Site
+from loadtest.drive.case import Result
+from loadtest.drive.site import Site
 from loadtest.errors import Exit
 from loadtest.judge.verdict import Verdict, cost_per_million, overall, replicas
 
 VERSION = 1
 
 
-def document(results: list[Result], site: Site, command: list[str], kind: str = "run") -> dict[str, Any]:
-    """The whole of run.json. Infinity is the string "inf", what is undefined is null."""
+def document(
+    results: list[Result], site: Site, command: list[str], kind: str = "run", **more: object
+) -> dict[str, Any]:
+    """The whole of run.json, `more` on top. Infinity is the string "inf", what is undefined is null."""
     found = {
         "version": VERSION,
         "kind": kind,
@@ -27,8 +30,10 @@ def document(results: list[Result], site: Site, command: list[str], kind: str = 
         "verdict": verdict_of(results),
         "environment": _environment() | {"target": ", ".join(site.spec.addresses)} | site.about,
         "workers": site.workers,
+        "slots": site.slots,
         "references": _references(site),
         "cases": [_case(result) for result in results],
+        **more,
     }
     plain: dict[str, Any] = clean(found)
     return plain
@@ -95,6 +100,7 @@ def _case(result: Result) -> dict[str, Any]:
         "client": vars(result.health),
         "correctness": {
             "checked": right.checked,
+            "misroutes": right.misroutes,
             "counts": dict(right.counts),
             "canaries": dict(right.canaries),
             "findings": [vars(finding) for finding in right.findings],

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#123457"  # stands for the page's text colour, which an inlined SVG inherits
-_COLOURS = ("#4c8dd6", "#e08a3c", "#4fa86b", "#c9566b", "#8d76c9", "#a08a4a")
+INK = "#123457"  # stands for the page's text colour, which an inlined SVG inherits
+COLOURS = ("#4c8dd6", "#e08a3c", "#4fa86b", "#c9566b", "#8d76c9", "#a08a4a")
 _MOST_NAMES = 40
+_STRETCHES = 30
+_MARKED = {"publish": "*", "preload": "^", "promote": ">", "rollback": "<", "unload": "v"}
 
 
 @dataclass(frozen=True)
@@ -32,61 +35,78 @@ class Plot:
     caption: str
     figure: Figure
 
-    def inline(self) -> str:
-        """SVG for a page: transparent, text as text, ink in the page's colour."""
+    @cached_property
+    def svg(self) -> str:
+        """Transparent SVG, text as text; drawing it takes a while, so it is drawn once."""
         buffer = io.StringIO()
         self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         text = buffer.getvalue()
-        text = text[text.index("<svg") :].replace(_INK, "currentColor")
+        return text[text.index("<svg") :]
+
+    def inline(self) -> str:
+        """SVG for a page: ink in the page's colour."""
+        text = self.svg.replace(INK, "currentColor")
         for mark in ('id="', "url(#", 'xlink:href="#'):  # ids of several plots must not meet in one page
             text = text.replace(mark, f"{mark}{self.name}-")
         return text
 
     def save(self, folder: Path) -> None:
         """Write <name>.svg and <name>.png."""
-        for kind in ("svg", "png"):
-            self.figure.savefig(folder / f"{self.name}.{kind}", facecolor="white", dpi=144)
+        white = self.svg.replace("<svg ", '<svg style="background: white" ', 1)
+        (folder / f"{self.name}.svg").write_text(white)
+        self.figure.savefig(folder / f"{self.name}.png", facecolor="white", dpi=144)
 
 
-def plots(results: list[Result]) -> Iterator[Plot]:
-    """All plots that apply to these cases."""
+def plots(results: list[Result], slots: int = 0) -> Iterator[Plot]:
+    """All plots that apply to these cases, of a target with so many adapter slots (0: unknown)."""
     shown = [result for result in results if result.measures["ok"]]
     if not shown:
         return
-    yield _draw(
+    yield draw(
         "latency", "TTFT by percentile", "From the schedule; a failed request lies at infinity.",
         lambda _, axes: _spectrum(axes, shown),
     )  # fmt: skip
-    yield _draw(
+    yield draw(
         "parts", "What TTFT is made of", "Mean over answered requests, by the server's own account.",
         lambda _, axes: _parts(axes, shown),
     )  # fmt: skip
+    if cliff := _cliff_of(shown, slots):
+        yield cliff
     for result in shown:
         title, name = result.case.title, result.case.title.replace("/", "-").replace("=", "-")
-        yield _draw(
+        yield draw(
             f"time-{name}", f"{title}: over time", "TTFT of each request at its scheduled time; lines: what was done.",
             lambda _, axes, one=result: _over_time(axes, one),
         )  # fmt: skip
+        if 1 < len(result.tape.adapters) <= _MOST_NAMES:
+            yield draw(
+                f"adapters-{name}", f"{title}: TTFT of each adapter over time",
+                "Median TTFT of what was due in a stretch of time; white: nobody asked; marks: adapters that came or went.",
+                lambda figure, axes, one=result: _heat(figure, axes, one),
+            )  # fmt: skip
         if 1 < len(result.correctness.confusion) <= _MOST_NAMES**2:
-            yield _draw(
+            yield draw(
                 f"who-{name}", f"{title}: who answered", "Asked adapter by row, answering adapter by column: a diagonal.",
                 lambda figure, axes, one=result: _confusion(figure, axes, one),
             )  # fmt: skip
 
 
-def _draw(name: str, title: str, caption: str, drawing: Any) -> Plot:
+def draw(name: str, title: str, caption: str, drawing: Any) -> Plot:
+    """A figure with one axes, in the report's style."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": _INK, "axes.edgecolor": _INK,
-             "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "text.color": INK, "axes.edgecolor": INK,
+             "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False,
              "axes.spines.right": False, "legend.frameon": False}  # fmt: skip
     with mpl.rc_context(style):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         axes = figure.subplots()
-        axes.set_prop_cycle(color=_COLOURS)
+        axes.set_prop_cycle(color=COLOURS)
         axes.grid(visible=True, alpha=0.25)
         drawing(figure, axes)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # once is enough for all formats
     return Plot(name, title, caption, figure)
 
 
@@ -123,15 +143,49 @@ def _over_time(axes: Axes, result: Result) -> None:
     at = [one.scheduled - result.start for one in answered]
     axes.plot(at, [one.times[0] - one.scheduled for one in answered], ".", alpha=0.7, label="answered")
     if failed:
-        axes.plot(failed, np.zeros(len(failed)), "x", color=_COLOURS[3], label="failed")
+        axes.plot(failed, np.zeros(len(failed)), "x", color=COLOURS[3], label="failed")
     for event in result.events:
-        axes.axvline(event.begun, color=_COLOURS[1], alpha=0.6)
+        axes.axvline(event.begun, color=COLOURS[1], alpha=0.6)
         axes.text(event.begun, 1.0, event.do, transform=axes.get_xaxis_transform(), rotation=30, fontsize=7)
-    axes.axvspan(0, result.case.workload.warmup, alpha=0.08, color=_INK)
+    axes.axvspan(0, result.case.workload.warmup, alpha=0.08, color=INK)
     axes.set_xlabel("seconds after the start (grey: warm-up)")
     axes.set_ylabel("TTFT, seconds")
     axes.set_ylim(bottom=0)
     axes.legend()
+
+
+def _cliff_of(results: list[Result], slots: int) -> Plot | None:
+    """The cliff, if the cases differ in how many adapters they ask."""
+    from loadtest.report.curves import cliff
+
+    by_scenario: dict[str, list[Result]] = {}
+    for result in results:
+        by_scenario.setdefault(result.case.scenario, []).append(result)
+    for mine in by_scenario.values():
+        if slots and len({len(result.tape.adapters) for result in mine}) > 1:
+            return cliff([result for result in mine if result.tape.adapters], slots)
+    return None
+
+
+def _heat(figure: Figure, axes: Axes, result: Result) -> None:
+    names = sorted({one.adapter for one in result.records})
+    end = result.case.workload.duration
+    edges = np.linspace(0, end, _STRETCHES + 1)
+    cells = np.full((len(names), _STRETCHES), np.nan)
+    for row, name in enumerate(names):
+        mine = [one for one in result.records if one.adapter == name and one.times]
+        stretch = np.digitize([one.scheduled - result.start for one in mine], edges) - 1
+        for at in range(_STRETCHES):
+            found = [one.times[0] - one.scheduled for one, where in zip(mine, stretch, strict=True) if where == at]
+            cells[row, at] = np.median(found) if found else np.nan
+    axes.grid(visible=False)
+    image = axes.imshow(cells, aspect="auto", cmap="viridis", extent=(0, end, len(names) - 0.5, -0.5))
+    axes.set_yticks(range(len(names)), [name or "base" for name in names], fontsize=7)
+    for event in result.events:
+        if event.adapter in names and event.do in _MARKED:
+            axes.plot(event.begun, names.index(event.adapter), _MARKED[event.do], color=COLOURS[3], markersize=6)
+    axes.set_xlabel("seconds after the start")
+    figure.colorbar(image, label="TTFT, seconds")
 
 
 def _confusion(figure: Figure, axes: Axes, result: Result) -> None:

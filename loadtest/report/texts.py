@@ -9,13 +9,34 @@ from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
-_STYLES = {"MEETS": "green", "DOES NOT MEET": "red", "INCONCLUSIVE": "yellow"}
+STYLES = {"MEETS": "green", "DOES NOT MEET": "red", "INCONCLUSIVE": "yellow"}
 
 
 MEASURES = (
     "case", "requests", "failed", "offered", "good", "tokens/s", "TTFT p50", "p90", "ITL p50", "E2E p90",
     "client lag p99", "client CPU",
 )  # fmt: skip
+
+CHECKS = ("case", "requirement", "limit", "value", "headroom", "n", "verdict")
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """In a word or two."""
+    return str(data["verdict"])
+
+
+def summary(data: dict[str, Any]) -> str:
+    """What was asked and what came back, in a sentence."""
+    asked = {pair[0] for case in data["cases"] for pair in case["correctness"]["confusion"]}
+    asked |= {name for case in data["cases"] for name in case["measures"]["per_adapter"]}
+    adapters = len(asked - {"", "base"})
+    counts = {key: sum(case["measures"][key] for case in data["cases"]) for key in ("requests", "failed")}
+    wrong = sum(case["correctness"]["misroutes"] for case in data["cases"])
+    whom = f"{adapters} adapter{'s' * (adapters != 1)}" + (" and the base" if asked & {"", "base"} else "")
+    return (
+        f"{counts['requests']:,} measured requests for {whom or 'nobody'}: {counts['failed']:,} failed, "
+        f"{wrong:,} answered by the wrong adapter or version."
+    )
 
 
 def number(value: Any, unit: str) -> str:
@@ -39,11 +60,11 @@ def number(value: Any, unit: str) -> str:
 def checks_table(data: dict[str, Any]) -> Table:
     """One line for each requirement of each case."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("case", "requirement", "limit", "value", "headroom", "n", "verdict"):
+    for heading in CHECKS:
         table.add_column(heading, justify="left" if heading in ("case", "requirement", "verdict") else "right")
     for case in data["cases"]:
         for at, row in enumerate(check_rows(case)):
-            style = _STYLES.get(row[-1], "")
+            style = STYLES.get(row[-1], "")
             table.add_row("" if at else case["name"], *row[:-1], f"[{style}]{row[-1]}[/]")
         if not case["checks"]:
             table.add_row(case["name"], "nothing required", "", "", "", "", "")
@@ -69,6 +90,7 @@ def notes(data: dict[str, Any]) -> Iterator[str]:
         if case["gone"]:
             yield f"{name}: {case['gone']}"
         yield from (f"{name}: INVALID: {problem}" for problem in case["client"]["problems"])
+        yield from (f"{name}: the client was late: {reason}" for reason in case["client"]["late"])
         if case["growing"]:
             yield f"{name}: requests under way kept growing: the rate is above what the target can do"
         yield from (f"{name}: {one['name']}: {one['note']}" for one in case["checks"] if one["note"])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from loadtest.drive.case import Result, Site, run_case
+from loadtest.drive.case import Result, run_case
+from loadtest.drive.site import Site
 from loadtest.drive.targets import TargetSpec
 from loadtest.plan.scenario import Case, Workload
 from loadtest.selftest.server import Script, ScriptedServer

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 from engine.api.loraplex.v1 import (
     adapters_pb2,
@@ -77,6 +78,8 @@ class ScriptedServer:
         self.logs: list[Log] = []
         self.streams = 0
         self.frozen_until = 0.0
+        self.in_use: set[str] = set()
+        """Adapters that it refuses to unload."""
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -267,6 +270,17 @@ class _Adapters(adapters_pb2_grpc.AdapterServiceServicer):
         self._server.before[request.name] = self._server.current[request.name]
         self._server.current[request.name] = request.version
         yield adapters_pb2.SetAliasResponse(change=adapters_pb2.AliasChange(alias="current", version=request.version))
+
+    async def UnloadAdapter(self, request: Any, context: Any) -> Any:  # noqa: N802
+        name = request.adapter
+        if name in self._server.in_use:
+            refusal = status_pb2.Status(code=9, message=f"{name} is in use")
+            refusal.details.add().Pack(error_details_pb2.ErrorInfo(reason="NOT_ALLOWED_NOW"))
+            context.set_trailing_metadata((("grpc-status-details-bin", refusal.SerializeToString()),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.message)
+        if name not in self._server.script.adapters:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {name}")
+        return adapters_pb2.UnloadAdapterResponse(was_resident=True)
 
     async def RollbackAlias(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         name = request.name

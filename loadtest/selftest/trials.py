@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from engine.client import AsyncClient
-from loadtest.drive.case import Result, Site, asked_adapters, look, run_case, take_references
+from loadtest.drive.case import Result, run_case
+from loadtest.drive.site import Site, asked_adapters, look, take_references
 from loadtest.drive.targets import TargetSpec
+from loadtest.judge.canaries import References
 from loadtest.judge.statistics import percentile
 from loadtest.plan.scenario import Case, Workload
 from loadtest.selftest.server import FAULTS, Script, ScriptedServer
@@ -56,21 +58,22 @@ def workload(**changes: object) -> Workload:
 
 
 @asynccontextmanager
-async def site(server: ScriptedServer) -> AsyncIterator[Site]:
-    """The scripted server as a target, references taken."""
+async def site(server: ScriptedServer, references: References | None = None) -> AsyncIterator[Site]:
+    """The scripted server as a target, with references: those of another one like it, or taken now."""
     address = f"127.0.0.1:{server.port}"
     async with AsyncClient(address, retries=0) as client:
-        found = Site(TargetSpec((address,), 0.5), client, workers=0)
+        found = Site(TargetSpec((address,), 0.5), client, workers=0, references=references)
         await look(found)
         server.script.canary_prompts = found.prompts
         await take_references(found, asked_adapters(workload(), found))
         yield found
 
 
-async def trial(found: Site, server: ScriptedServer, fault: str, number: int) -> Result:
-    """One run with one planted fault (none: ""), another tape each time."""
+async def trial(found: Site, server: ScriptedServer, fault: str, number: int, **changes: object) -> Result:
+    """One run with one planted fault (none: ""), another tape each time; `changes` are to the workload."""
     server.reset(Script(fault=fault, fault_at=2 + number % 5, freeze_s=_FREEZE_S, canary_prompts=found.prompts))
-    return await run_case(found, Case(scenario="trial", name=fault or "clean", workload=workload(seed=number)))
+    load = workload(seed=number, **changes)
+    return await run_case(found, Case(scenario="trial", name=fault or "clean", workload=load))
 
 
 def seen(fault: str, result: Result) -> bool:
@@ -88,7 +91,8 @@ def seen(fault: str, result: Result) -> bool:
         case "hang":
             return sum(one.status == "timeout" for one in result.records) == 1
         case "freeze":
-            return max(_ttfts(result)) > 0.8 * _FREEZE_S and not counts
+            # What waited for its turn meanwhile waited from its schedule on: it is not one request that was slow.
+            return max(ttfts := _ttfts(result)) > 0.8 * _FREEZE_S and percentile(ttfts, 0.8) > 0.1 and not counts
     return counts[fault] == 1
 
 

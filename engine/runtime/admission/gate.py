@@ -66,6 +66,16 @@ class Admission:
         return self._policy.waiting
 
     @property
+    def waiting_tokens(self) -> int:
+        """Tokens that those requests may take, prompts and answers."""
+        return sum(asked.prompt_tokens + asked.places * asked.max_tokens for asked, _ in self._policy.waiters())
+
+    @property
+    def waiting_adapters(self) -> int:
+        """Adapters that requests wait for and none runs on."""
+        return len({asked.adapter for asked, slot in self._policy.waiters() if not slot})
+
+    @property
     def running_adapters(self) -> int:
         """Adapters that requests run on."""
         return len(self._policy.slots.running)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from engine.errors import DeadlineUnreachable, LoraplexError, Overloaded, QuotaExceeded, WaitedTooLong
@@ -54,6 +54,10 @@ class Policy:
     def waiting(self) -> int:
         """Requests that wait."""
         return len(self._waiting)
+
+    def waiters(self) -> Iterator[tuple[Asked, bool]]:
+        """The requests that wait, and whether their adapter has a slot."""
+        return ((ticket.asked, ticket.queue.adapter.open) for ticket in self._waiting.values())
 
     def follow(self, residents: ResidentSet) -> None:
         """From now on, run no more adapters than these have room for."""

@@ -21,6 +21,7 @@ _LEGEND = {OURS: "Loraplex", STOCK: "vLLM's own kernels", PEFT[0]: "transformers
 _SHORT = {"peft-one": "one at\na time", "peft-grouped": "grouped", "peft-mixed": "adapter_\nnames"}
 _TITLE = "Speed of a batch with adapters, as a share of the base model's"
 _INK, _MUTED, _FAINT = "#1f2933", "#52606d", "#d9dee4"
+_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 _BAR = 0.38  # of the distance between two groups
 _HEAD, _ROW, _FOOT = 0.65, 3.5, 0.15  # inches: title and legend, one row of panels, the line below them
 _MOST_BARS = 36  # in a row
@@ -158,14 +159,12 @@ def _draw(panel: Panel, axis: Axes, first: bool) -> None:
         left = places[-1] + _BAR + 0.34
     axis.axhline(1.0, color=_INK, linewidth=1.2, zorder=3)
     if first:
-        axis.annotate(
-            "base only", (0, 1.0), (2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8,
-            color=_INK,
-        )  # fmt: skip
+        axis.set_yticks(_TICKS, ["base" if tick == 1 else f"{tick:.1f}" for tick in _TICKS])
     axis.set_title(panel.title, fontsize=10, color=_INK, loc="left", pad=10)
     axis.set_xticks(ticks, list(panel.groups), fontsize=9, color=_INK)
     axis.set_xlim(-0.4, left - 0.34 + 0.02)
-    axis.set_ylim(0, max(1.08, *(bar.ratio.most + 0.08 for bars in panel.groups.values() for bar in bars.values())))
+    most = max(bar.ratio.most for bars in panel.groups.values() for bar in bars.values())
+    axis.set_ylim(0, max(1.08, most + 0.06, axis.get_ylim()[1]))  # the row's panels share it
     axis.grid(axis="y", color=_FAINT, linewidth=0.8, zorder=0)
     axis.tick_params(axis="both", length=0, labelcolor=_INK)
     axis.spines[["top", "right", "left"]].set_visible(False)

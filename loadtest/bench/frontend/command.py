@@ -140,8 +140,8 @@ def table(results: dict[str, Any]) -> Table:
 def frontend(
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of each.")] = 5,
     streams: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 16,
-    count: Annotated[int, typer.Option("--requests", min=1, help="Requests of a round.")] = 48,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 48,
+    count: Annotated[int, typer.Option("--requests", min=1, help="Requests of a round.")] = 96,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, on average.")] = 48,
     words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 16,
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
@@ -150,7 +150,7 @@ def frontend(
     """What the gRPC front end costs: against AsyncLLM in process, and against vLLM's own OpenAI server.
 
     Examples:
-      make bench ARGS="frontend"           six minutes on two cores
+      make bench ARGS="frontend"           seven minutes on two cores
       make bench ARGS="frontend --rounds 3 --streams 32"
 
     Throughput, TTFT, ITL and start time of the three, on base-model requests.

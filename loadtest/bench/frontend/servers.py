@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ async def start_loraplex(spec: EngineSpec, scratch: Path) -> Running:
     return await _until(serving(), running)
 
 
-async def start_vllm_serve(spec: EngineSpec, scratch: Path) -> Running:
-    """`vllm serve`, ready when /health answers. Raises ContenderDied."""
+async def start_vllm_serve(spec: EngineSpec, scratch: Path, adapters: Mapping[str, Path] | None = None) -> Running:
+    """`vllm serve` with adapters by name, ready when /health answers. Raises ContenderDied."""
     port = free_port()
     flags: list[str] = []
     for name, value in spec.engine_args(on_cpu()).items():
@@ -55,6 +55,8 @@ async def start_vllm_serve(spec: EngineSpec, scratch: Path) -> Running:
             continue
         flags += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
     model = ["--model", spec.model, "--served-model-name", "base"]
+    if adapters:
+        flags += ["--lora-modules", *(f"{name}={folder.resolve()}" for name, folder in adapters.items())]
     command = [sys.executable, "-m", _VLLM_SERVE, *model, "--port", str(port), "--disable-uvicorn-access-log", *flags]
     environment = spec.environment() | ({"TORCHDYNAMO_DISABLE": "1"} if on_cpu() else {})
     running = await start("vllm serve", command, environment, scratch, piped=False)

@@ -15,6 +15,10 @@ COMMANDS = [
     ("generate",),
     ("top",),
     ("doctor",),
+    ("train",),
+    ("eval",),
+    ("compare",),
+    ("merge",),
     ("base", "fingerprint"),
     *(
         ("adapters", name)

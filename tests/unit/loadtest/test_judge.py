@@ -13,8 +13,8 @@ from loadtest.judge import measures, statistics
 from loadtest.judge.aliases import Aliases, Move
 from loadtest.judge.canaries import Reference, References
 from loadtest.judge.correctness import Correctness
-from loadtest.judge.validity import growing
-from loadtest.judge.verdict import Verdict, checks, exit_code, overall
+from loadtest.judge.validity import growing, tolerance
+from loadtest.judge.verdict import Check, Verdict, checks, doubted, exit_code, overall
 from loadtest.plan.requirements import Good, Requirements
 
 
@@ -96,6 +96,13 @@ def test_worst_adapter() -> None:
     assert found["worst adapter: small"] is Verdict.FAILS
 
 
+def test_slowdown_of_nothing() -> None:
+    """Where no request was sent alone, a slowdown can be neither good nor bad, and the error rate is judged all the same."""
+    required = Requirements.model_validate({"good": {"slowdown": "5x"}, "attainment": 0.9, "error_rate": 0.1})
+    found = judged([record(row) for row in range(99)], required)
+    assert (found["attainment"], found["error rate"]) == (Verdict.INCONCLUSIVE, Verdict.MEETS)
+
+
 def test_exit_codes() -> None:
     """A wrong answer outranks an invalid run, which outranks a missed requirement."""
     records = [record(row, first=9.0) for row in range(60)]
@@ -140,3 +147,31 @@ def test_growing_queue() -> None:
     rising = [record(row, first=1.0 + row * 0.5) for row in range(200)]
     assert not growing(steady, 0.0, 0.0, 200.0)
     assert growing(rising, 0.0, 0.0, 200.0) is True  # a plain bool, which JSON knows
+
+
+def test_a_late_client_leaves_times_open_and_nothing_else() -> None:
+    """Who answered is as true of a late request; how fast is not, whether it met the limit or missed it."""
+    found = [
+        Check("ttft p50", 1.0, 0.5, "s", 100, Verdict.MEETS),
+        Check("attainment", 0.9, 0.1, "share", 100, Verdict.FAILS),
+        Check("error rate", 0.1, 0.0, "share", 100, Verdict.MEETS),
+        Check("misroutes", 0, 1, "count", 100, Verdict.FAILS),
+    ]
+    left = [check.verdict for check in doubted(found, ["12 ms"])]
+    assert left == [Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.MEETS, Verdict.FAILS]
+    assert doubted(found, []) == found
+
+
+@pytest.mark.parametrize(
+    ("required", "allowed"),
+    [
+        ({}, 0.005),  # 2 % of the median TTFT would be 4 ms
+        ({"ttft": {"p99": "2s"}, "good": {"ttft": "1s"}}, 0.020),
+        ({"good": {"slowdown": "10x"}}, 0.016),  # of 80 ms alone
+        ({"slowdown": {"p50": "2x"}, "ttft": {"p99": "2s"}}, 0.005),
+    ],
+)
+def test_allowed_lag(required: dict[str, object], allowed: float) -> None:
+    """A client may be late by 2 % of the strictest limit on TTFT, however that is written, and by 5 ms anyway."""
+    found = tolerance(Requirements.model_validate(required), alone_ttft_s=0.08, median_ttft_s=0.2, least=0.005)
+    assert found == pytest.approx(allowed)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from loadtest.errors import BadInput
-from loadtest.plan import arrivals, popularity, requirements, tape, traces
+from loadtest.plan import arrivals, popularity, requirements, schemas, tape, traces
 from loadtest.plan.requirements import Requirements
-from loadtest.plan.scenario import Scenario, Workload, cases
+from loadtest.plan.scenario import Scenario, Workload, cases, chosen, shipped
 from loadtest.plan.strict import checked
 
 ADAPTERS = ("ada", "bob", "cy", "dee")
@@ -142,3 +145,62 @@ def test_conditions() -> None:
     assert (found.ttft.p99, found.attainment, found.good.tpot) == (0.5, 0.95, 0.05)
     with pytest.raises(BadInput, match="wrong way"):
         requirements.from_conditions("ttft.p99>500ms")
+
+
+def test_schemas_are_fresh() -> None:
+    """The committed schemas are those of the models; `python -m loadtest.plan.schemas` makes them so."""
+    for path, text in schemas.files().items():
+        assert path.read_text() == text, path.name
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_scenarios_fit_their_schema(name: str) -> None:
+    """Every shipped scenario fits the schema that its first line names, and a wrong key, wherever it is, does not."""
+    text = (resources.files("loadtest") / "scenarios" / f"{name}.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=../schemas/scenario.json\n")
+    validator = jsonschema.Draft202012Validator(schemas.scenario())
+    data = yaml.safe_load(text)
+    assert list(validator.iter_errors(data)) == []
+    for wrong in (data | {"quick": {"durration": "3s"}}, data | {"cases": [{"arival": "poisson:2"}]}):
+        assert list(validator.iter_errors(wrong))
+
+
+def test_requirements_schema() -> None:
+    """What the models take, the schema takes: limits as text or number; an unknown percentile it does not."""
+    validator = jsonschema.Draft202012Validator(schemas.requirements())
+    good = {"ttft": {"p99": "500ms"}, "slowdown": {"p50": "5x", "p90": 7}, "good": {"itl": 0.2}, "attainment": "95%"}
+    assert list(validator.iter_errors(good)) == []
+    checked(Requirements, good, "good.yaml")
+    assert list(validator.iter_errors({"ttft": {"p98": 1}}))
+
+
+BAD_TRACES = {
+    "no columns": ("a,b\n1,2\n", "no column t and no column in"),
+    "empty": ("t,in,out\n", "no rows"),
+    "endless": ("t,in,out\ninf,5,5\n", "time inf"),
+    "no date": ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-99-16 18:17:04.5,10,4\n", "line 2"),
+    "short row": ("t,in,out\n0,5\n", "line 2"),
+    "failed request": ("Timestamp,Request tokens,Response tokens\n5,100,0\n", "line 2: 0 tokens"),
+    "fraction": ("t,in,out\n0,5.5,5\n", "line 2"),
+    "many": ("t,in,out\n" + "x,5,5\n" * 9, "and 6 more"),
+    "no text": (b"t,in,out\n\xff\xfe,5,5\n", "cannot read the trace"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TRACES)
+def test_bad_traces(kind: str, tmp_path: Path) -> None:
+    """Whatever is wrong with a trace, its line is named before anything is sent."""
+    text, said = BAD_TRACES[kind]
+    (tmp_path / "trace.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BadInput) as refused:
+        tape.build(Workload(arrival=f"trace:{tmp_path / 'trace.csv'}"), ADAPTERS)
+    assert said in refused.value.message
+
+
+def test_one_case_by_its_name() -> None:
+    """`cliff/a32` is one case of the scenario, also where its quick form leaves it out, and a wrong name finds the nearest."""
+    titles = [case.title for case in chosen(["cliff/a32", "steady"], quick=True, overrides={"duration": "9s"})]
+    assert titles == ["cliff/a32", "steady"]
+    assert [case.title for case in chosen(["skew/uniform"], quick=False, overrides={})] == ["skew/uniform"]
+    with pytest.raises(BadInput, match=r"no case 'a31', did you mean 'a3?\d+'"):
+        chosen(["cliff/a31"], quick=True, overrides={})

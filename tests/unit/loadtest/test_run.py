@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +16,10 @@ from typer.testing import CliRunner
 
 from engine.client import AsyncClient
 from loadtest.cli import app
-from loadtest.commands import Options, execute
-from loadtest.drive.case import Site, look, run_case
+from loadtest.commands.run import Options, execute
+from loadtest.drive.case import run_case
 from loadtest.drive.markers import write_marker
+from loadtest.drive.site import Site, look
 from loadtest.drive.targets import TargetSpec
 from loadtest.errors import BadInput, Exit, TargetGone
 from loadtest.plan.scenario import Case, load, shipped
@@ -25,20 +30,22 @@ from loadtest.selftest.server import FAULTS, Script, ScriptedServer
 QUICK = {"duration": 0.6, "warmup": 0, "drain": 1, "timeout": 2, "prompt": 4, "output": 8}
 
 
-async def test_every_planted_fault_is_found() -> None:
+async def test_every_planted_fault_is_found(scripted: ScriptedServer) -> None:
     """Each kind of fault, planted once in a server of its own, is found and named."""
+    async with trials.site(scripted) as one:
+        references = one.references
 
     async def plant(number: int, fault: str) -> str:
         server = ScriptedServer(Script())
         await server.start()
         try:
-            async with trials.site(server) as found:
-                result = await trials.trial(found, server, fault, number)
+            async with trials.site(server, references) as found:
+                result = await trials.trial(found, server, fault, number, arrival="constant:30")
             return "" if trials.seen(fault, result) else f"{fault}: {dict(result.correctness.counts)}"
         finally:
             await server.stop()
 
-    for some in (FAULTS[:6], FAULTS[6:12], FAULTS[12:]):
+    for some in (FAULTS[:9], FAULTS[9:]):
         assert not list(
             filter(None, await asyncio.gather(*(plant(number, fault) for number, fault in enumerate(some))))
         )
@@ -47,7 +54,7 @@ async def test_every_planted_fault_is_found() -> None:
 async def test_clean_run(scripted: ScriptedServer) -> None:
     """A server without faults raises no alarm, and every pair of adapters can be told apart."""
     async with trials.site(scripted) as found:
-        result = await trials.trial(found, scripted, "", 1)
+        result = await trials.trial(found, scripted, "", 1, duration=0.4)
         assert trials.alarms(result) == []
         assert result.correctness.canaries["match"] > 5
         assert found.references is not None
@@ -55,32 +62,26 @@ async def test_clean_run(scripted: ScriptedServer) -> None:
 
 
 async def test_percentiles_are_the_servers(scripted: ScriptedServer) -> None:
-    """Reported TTFT, TPOT and E2E are what the server sent, with five tokens in a message."""
+    """No reported TTFT or E2E lies before what the server says it sent; how close they are is for `make loadtest-selftest`."""
     async with trials.site(scripted) as found:
         reported = await trials.true_percentiles(found, scripted, seconds=1.0)
-    assert not trials.Outcome(percentiles=reported[:1]).untrue  # the tail is for the long form: a test shares its core
     assert len(reported) == 9
-
-
-async def test_freeze_is_in_the_scheduled_percentiles(scripted: ScriptedServer) -> None:
-    """A closed loop that stalls misses no request: what waited for its turn waited from its schedule."""
-    async with trials.site(scripted) as found:
-        result = await trials.trial(found, scripted, "freeze", 0)
-    assert result.measures["ttft"]["p90"] > 0.2
+    assert [name for name, seen, true in reported if "tpot" not in name and seen < true] == []
+    assert all(seen < 2 * true for name, seen, true in reported if name.endswith("p50"))  # five tokens to a message
 
 
 async def test_promotion_under_load(scripted: ScriptedServer) -> None:
     """Answers follow a promotion and a rollback; an alias that did not move is a wrong version."""
-    moves = [{"do": "promote", "at": 0.15, "adapter": "ada"}, {"do": "rollback", "at": 0.35, "adapter": "ada"}]
+    moves = [{"do": "promote", "at": 0.1, "adapter": "ada"}, {"do": "rollback", "at": 0.3, "adapter": "ada"}]
     async with trials.site(scripted) as found:
-        load = trials.workload(actions=moves)
+        load = trials.workload(actions=moves, duration=0.4)
         result = await run_case(found, Case(scenario="moves", name="", workload=load))
         assert [event.detail for event in result.events] == ["v1 to v2", "v2 to v1"]
         assert {one.answered_by for one in result.records if one.adapter == "ada"} == {"ada@v1", "ada@v2"}
         assert trials.alarms(result) == []
         found.aliases.moves.clear()
         found.aliases.initial["ada@current"] = "v2"
-        later = await trials.trial(found, scripted, "", 2)
+        later = await trials.trial(found, scripted, "", 2, duration=0.2)
         assert later.correctness.counts["wrong_version"] > 0
         assert later.exit is Exit.INCORRECT
 
@@ -91,7 +92,7 @@ async def test_every_request_has_a_record(scripted: ScriptedServer, arrival: str
     scripted.reset(Script(ttft_s=(0.01,), gap_s=0.002))
     async with trials.site(scripted) as found:
         result = await run_case(
-            found, Case(scenario="s", name="", workload=trials.workload(arrival=arrival, cancel=cancel))
+            found, Case(scenario="s", name="", workload=trials.workload(arrival=arrival, cancel=cancel, duration=0.3))
         )
     assert result.health.sent == result.health.due == len(result.records) > 5
     assert result.measures["failed"] == 0
@@ -102,9 +103,9 @@ async def test_guard_makes_the_run_invalid(scripted: ScriptedServer) -> None:
     """A request that was never sent counts as failed, and the run as the client's fault."""
     scripted.reset(Script(ttft_s=(0.4,)))
     async with trials.site(scripted) as found:
-        work = trials.workload(arrival="constant:50", max_inflight=2)
+        work = trials.workload(arrival="constant:50", max_inflight=2, duration=0.3)
         result = await run_case(found, Case(scenario="s", name="", workload=work))
-    assert result.health.dropped > 10
+    assert result.health.dropped > 5
     assert result.exit is Exit.UNRESOLVED
 
 
@@ -114,9 +115,9 @@ def options(server: ScriptedServer, *names: str, workers: int = 0, **overrides: 
 
 
 async def test_report(scripted: ScriptedServer, tmp_path: Path) -> None:
-    """A run with a client process of its own leaves every artefact, and run.json fits its schema."""
+    """A run leaves every artefact, and run.json fits its schema."""
     code = await execute(
-        options(scripted, "smoke", workers=1, requirements={"ttft": {"p50": "1s"}}), tmp_path / "run", as_json=False
+        options(scripted, "smoke", duration=0.3, requirements={"ttft": {"p50": "1s"}}), tmp_path / "run", as_json=False
     )
     data = json.loads((tmp_path / "run" / "run.json").read_text())
     document.check(data)
@@ -141,25 +142,35 @@ async def test_report(scripted: ScriptedServer, tmp_path: Path) -> None:
 
 
 async def test_interrupted(scripted: ScriptedServer, tmp_path: Path) -> None:
-    """Ctrl-C in the middle leaves a report of what was measured, and exit code 130."""
-    work = asyncio.create_task(
-        execute(options(scripted, "smoke", duration=30, canary=0), tmp_path / "run", as_json=False)
-    )
-    await asyncio.sleep(0.8)
-    work.cancel()
-    assert await work is Exit.INTERRUPTED
+    """Ctrl-C, as a terminal sends it, leaves a report of what a client process has measured, and exit code 130."""
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest", "run", "smoke", "--target", f"127.0.0.1:{scripted.port}",
+        "--set", "duration=60s", "--set", "canary=0", "--out", str(tmp_path / "run"),
+        stderr=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while len(scripted.logs) < 20:
+            await asyncio.sleep(0.02)
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = await asyncio.wait_for(run.communicate(), 30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == Exit.INTERRUPTED, said
     data = json.loads((tmp_path / "run" / "run.json").read_text())
+    document.check(data)
     assert data["verdict"] == "INCONCLUSIVE"
     assert data["cases"][0]["measures"]["requests"] > 0
+    assert b"Traceback" not in said
 
 
 async def test_dying_target(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that goes away during the run ends it with exit code 5, whatever was measured before."""
-    monkeypatch.setattr("loadtest.drive.case._STILL_S", 0.3)
+    monkeypatch.setattr("loadtest.drive.site._STILL_S", 0.3)
     async with trials.site(scripted) as found:
-        load = trials.workload(duration=0.4)
+        load = trials.workload(duration=0.2)
         run = asyncio.create_task(run_case(found, Case(scenario="s", name="", workload=load)))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         await scripted.stop()
         assert (await run).exit is Exit.UNREACHABLE
 

@@ -383,3 +383,17 @@ async def test_no_place_for_the_upload(
         refusal = await refused(publish(server, parts(folder, header(name))))
     assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "REGISTRY_UNAVAILABLE")
     assert name not in await names_in(stubs)
+
+
+async def test_evaluations_are_kept_beside_their_version(stubs: Stubs, server: FakeServer, name: str) -> None:
+    """In the order in which they were recorded; of no version that does not exist, and nothing but JSON objects."""
+    await asyncio.to_thread(server.publish, name)
+    for number in (1, 2):
+        record = pb.RecordEvaluationRequest(name=name, version="v1", record_json=json.dumps({"number": number}))
+        assert (await stubs.adapters.RecordEvaluation(record)).sequence == number
+    kept = await stubs.adapters.ListEvaluations(pb.ListEvaluationsRequest(name=name, version="v1"))
+    assert [json.loads(text)["number"] for text in kept.records_json] == [1, 2]
+    bad = pb.RecordEvaluationRequest(name=name, version="v1", record_json="[]")
+    assert (await refused(stubs.adapters.RecordEvaluation(bad))).code == Code.INVALID_ARGUMENT
+    absent = pb.ListEvaluationsRequest(name=name, version="v9")
+    assert (await refused(stubs.adapters.ListEvaluations(absent))).code == Code.NOT_FOUND

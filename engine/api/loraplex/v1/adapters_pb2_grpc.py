@@ -118,6 +118,16 @@ class AdapterServiceStub:
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.DeleteVersionRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapters__pb2.DeleteVersionResponse.FromString,
                 _registered_method=True)
+        self.RecordEvaluation = channel.unary_unary(
+                '/loraplex.v1.AdapterService/RecordEvaluation',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationResponse.FromString,
+                _registered_method=True)
+        self.ListEvaluations = channel.unary_unary(
+                '/loraplex.v1.AdapterService/ListEvaluations',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsResponse.FromString,
+                _registered_method=True)
         self.WatchAdapters = channel.unary_stream(
                 '/loraplex.v1.AdapterService/WatchAdapters',
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
@@ -252,6 +262,20 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordEvaluation(self, request, context):
+        """RecordEvaluation keeps what an evaluation of a version found, beside the version, for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvaluations(self, request, context):
+        """ListEvaluations gives the evaluations of a version, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchAdapters(self, request, context):
         """WatchAdapters streams the changes from now on: publications, alias moves, deletions, and if asked for, what happens to
         versions in this server's engine.
@@ -342,6 +366,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.DeleteVersion,
                     request_deserializer=loraplex_dot_v1_dot_adapters__pb2.DeleteVersionRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapters__pb2.DeleteVersionResponse.SerializeToString,
+            ),
+            'RecordEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordEvaluation,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationResponse.SerializeToString,
+            ),
+            'ListEvaluations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluations,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsResponse.SerializeToString,
             ),
             'WatchAdapters': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAdapters,
@@ -785,6 +819,60 @@ class AdapterService:
             '/loraplex.v1.AdapterService/DeleteVersion',
             loraplex_dot_v1_dot_adapters__pb2.DeleteVersionRequest.SerializeToString,
             loraplex_dot_v1_dot_adapters__pb2.DeleteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/RecordEvaluation',
+            loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.RecordEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/ListEvaluations',
+            loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.ListEvaluationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

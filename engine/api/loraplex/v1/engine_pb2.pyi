@@ -61,34 +61,42 @@ class Limits(_message.Message):
     def __init__(self, context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., max_running: _Optional[int] = ..., max_waiting: _Optional[int] = ..., max_rank: _Optional[int] = ..., max_resident: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_adapter_bytes: _Optional[int] = ...) -> None: ...
 
 class ResidentAdapter(_message.Message):
-    __slots__ = ("name", "version", "digest", "pinned", "in_use", "idle")
+    __slots__ = ("name", "version", "digest", "pinned", "in_use", "idle", "rank")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
     IDLE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: str
     pinned: bool
     in_use: int
     idle: _duration_pb2.Duration
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., in_use: _Optional[int] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    rank: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., in_use: _Optional[int] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining")
+    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining", "waiting_tokens", "waiting_adapters", "restarting")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTING_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     kv_cache_usage: float
     generated_tokens: int
     draining: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    waiting_tokens: int
+    waiting_adapters: int
+    restarting: bool
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ..., restarting: _Optional[bool] = ...) -> None: ...
 
 class GetActivityRequest(_message.Message):
     __slots__ = ()

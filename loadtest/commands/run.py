@@ -15,16 +15,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from engine.client import AsyncClient
 from loadtest.cli import err, out
-from loadtest.drive.case import Result, Site, asked_adapters, look, resolved, run_case, take_references
-from loadtest.drive.own_server import own_server
+from loadtest.drive.case import Result, resolved, run_case
+from loadtest.drive.openers import remote, served
 from loadtest.drive.records import Beat, Record, Status
-from loadtest.drive.targets import TargetSpec
-from loadtest.errors import BadInput, Exit
+from loadtest.drive.site import Site, asked_adapters, take_references
+from loadtest.errors import Exit
 from loadtest.judge.statistics import percentile
 from loadtest.plan import tape as tapes
-from loadtest.plan.scenario import Case, Workload, cases, load
+from loadtest.plan.scenario import Case, Workload, chosen
 from loadtest.plan.strict import checked
 from loadtest.report import document, texts
 from loadtest.report.write import new_folder, write
@@ -55,10 +54,10 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
     if task := asyncio.current_task():
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     results: list[Result] = []
-    async with _site(options, wanted) as site:
-        await _references(site, wanted)
+    async with opened(options, wanted) as site:
+        await references(site, wanted)
         for case in wanted:
-            result = await _shown(site, await resolved(site, case), tape)
+            result = await shown(site, await resolved(case, site), tape)
             results.append(result)
             if result.interrupted or result.gone:
                 break
@@ -89,44 +88,32 @@ def _wanted(options: Options, tape: tapes.Tape | None) -> list[Case]:
         data = {"duration": longest, "warmup": 0, "adapters": tape.adapters, **options.overrides}
         data["arrival"] = f"closed:{tape.callers}" if tape.callers else "constant:1"
         return [Case(scenario="replay", name="", workload=checked(Workload, data, "replay"))]
-    return [
-        case for name in options.names for case in cases(load(name), quick=options.quick, overrides=options.overrides)
-    ]
+    return chosen(options.names, quick=options.quick, overrides=options.overrides)
 
 
 @contextlib.asynccontextmanager
-async def _site(options: Options, wanted: list[Case]) -> AsyncIterator[Site]:
-    timeout = max(case.workload.timeout for case in wanted)
-    if options.target.startswith(("http://", "https://")):
-        if not options.model:
-            raise BadInput("an OpenAI server needs --model: its name for the base model")
-        yield Site(TargetSpec((options.target,), timeout, "openai", options.model), None, workers=options.workers)
-        return
-    async with contextlib.AsyncExitStack() as stack:
-        own = None
-        addresses = tuple(options.target.split(","))
-        if options.serve:
-            if not options.serve.is_dir():
-                raise BadInput(f"there is no model in {options.serve}", "Run make model, or name another folder.")
-            err.print("starting loraplex serve (about half a minute)", style="dim")
-            own = await stack.enter_async_context(own_server(options.serve, options.adapters, wanted, options.engine))
-            addresses = (own.address,)
-        client = await stack.enter_async_context(AsyncClient(addresses[0], timeout_s=timeout))
-        site = Site(TargetSpec(addresses, timeout), client, own, options.workers)
-        await look(site)
+async def opened(options: Options, wanted: list[Case]) -> AsyncIterator[Site]:
+    """The target that the command line names, or one that is started for the run."""
+    if options.serve:
+        err.print("starting loraplex serve (about half a minute)", style="dim")
+        opening = served(options.serve, options.adapters, wanted, options.engine, options.workers)
+    else:
+        timeout = max(case.workload.timeout for case in wanted)
+        opening = remote(options.target, timeout, options.model, options.workers)
+    async with opening as site:
         yield site
 
 
-async def _references(site: Site, wanted: list[Case]) -> None:
+async def references(site: Site, wanted: list[Case]) -> None:
     """Take references of every adapter that a case with canaries asks."""
     asked = [asked_adapters(case.workload, site) for case in wanted if case.workload.canary]
-    if asked and site.client:
+    if asked:
         names = tuple(dict.fromkeys(name.partition("@")[0] for names in asked for name in names))
         with err.status(f"taking references of {len(names)} adapters, alone and together"):
             await take_references(site, names)
 
 
-async def _shown(site: Site, case: Case, tape: tapes.Tape | None) -> Result:
+async def shown(site: Site, case: Case, tape: tapes.Tape | None = None) -> Result:
     """Run a case with a live view on a terminal; one line when it ends elsewhere."""
     view = _View(case)
     with Live(view, console=err, refresh_per_second=4, transient=True) if err.is_terminal else contextlib.nullcontext():

@@ -1,0 +1,85 @@
+"""The connection to one replica, whose messages pass as bytes, and the judgement whether it gets requests."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from grpc import aio
+
+from engine.api.loraplex.v1 import adapters_pb2_grpc
+from engine.cluster.routing import Replica
+
+_FAILURES = 3  # in a row, from which on a replica that says it is well is not believed
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+
+OPTIONS = (
+    ("grpc.enable_retries", 0),  # the router retries, elsewhere
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A peer that vanished without a word is noticed after this long, and its streams go on elsewhere.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Link:
+    """One replica. Its `replica` is what the routing knows of it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.replica = Replica(address)
+        self.reachable = False  # by the latest look
+        self.silent = 0  # looks in a row that had no answer
+        self.calls: set[aio.Call] = set()  # under way
+        self.channel = aio.insecure_channel(address, OPTIONS)
+        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self._methods: dict[str, Any] = {}
+        self._failures = 0
+        self._pause_s = _PAUSE_S
+        self._closed_until = 0.0
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it gets requests: it was reachable at the latest look, and did not fail too often of late."""
+        return self.reachable and time.monotonic() >= self._closed_until
+
+    def unary(self, method: str) -> Any:
+        """The method as a call from bytes to bytes."""
+        if method not in self._methods:
+            self._methods[method] = self.channel.unary_unary(method)
+        return self._methods[method]
+
+    def stream(self, method: str) -> Any:
+        """The method as a call from bytes to a stream of bytes."""
+        if method not in self._methods:
+            self._methods[method] = self.channel.unary_stream(method)
+        return self._methods[method]
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._failures, self._pause_s = 0, _PAUSE_S
+
+    def failed(self, *, unreachable: bool) -> None:
+        """A request failed by the replica's fault. Too often in a row: it gets none for a while, then one to try."""
+        self.reachable = self.reachable and not unreachable
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._closed_until = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def give_up(self) -> None:
+        """End the calls that are under way: they are better off elsewhere."""
+        calls, self.calls = self.calls, set()
+        for call in calls:
+            call.cancel()
+
+    async def close(self, grace_s: float | None = None) -> None:
+        """Close the connection, once what is under way has ended, or after `grace_s`."""
+        await self.channel.close(grace_s)

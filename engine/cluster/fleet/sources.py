@@ -1,0 +1,77 @@
+"""Where the replicas' addresses come from."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Set
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import yaml
+
+from engine.errors import BadConfiguration
+
+log = structlog.get_logger(__name__)
+
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_LOOK_S = 0.5  # between looks at the file
+
+
+class Source(Protocol):
+    """Tells the addresses (host:port), and tells them again whenever they change."""
+
+    def watch(self) -> AsyncIterator[Set[str]]:
+        """All addresses, at once and after every change. If the source fails, the last ones stay."""
+        ...
+
+
+class StaticSource:
+    """A list that never changes."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._addresses = frozenset(checked(addresses, "replicas"))
+
+    async def watch(self) -> AsyncIterator[Set[str]]:
+        """The list."""
+        yield self._addresses
+
+
+class FileSource:
+    """A YAML file `replicas: [host:port, ...]`, read again when it changes; one that is broken changes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._addresses = self._read()
+
+    async def watch(self) -> AsyncIterator[Set[str]]:
+        """What the file says."""
+        known: Set[str] | None = None
+        while True:
+            try:
+                self._addresses = await asyncio.to_thread(self._read)
+            except BadConfiguration as error:
+                log.warning("the list of replicas is left as it was", problem=error.message)
+            if self._addresses != known:
+                known = self._addresses
+                yield known
+            await asyncio.sleep(_LOOK_S)
+
+    def _read(self) -> frozenset[str]:
+        try:
+            content = yaml.safe_load(self._path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise BadConfiguration(f"cannot read {self._path.name}: {type(error).__name__}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("replicas"), list):
+            raise BadConfiguration(f"{self._path.name} must hold `replicas:` and a list of host:port")
+        return frozenset(checked(content["replicas"], self._path.name))
+
+
+def checked(addresses: Iterable[object], where: str) -> list[str]:
+    """The addresses, if all are host:port. Raises BadConfiguration naming the first that is not."""
+    found = [str(address) for address in addresses]
+    wrong = next((address for address in found if not _ADDRESS.fullmatch(address)), None)
+    if wrong is not None:
+        raise BadConfiguration(f"{where}: {wrong!r} is not host:port")
+    return found

@@ -1,0 +1,195 @@
+"""The fleet as one router sees it: it asks every replica how it is, several times a second, and believes what it sees itself.
+
+Nothing else is shared among routers. If the source of addresses is gone, the last ones stay; a replica that one router cannot
+reach, though others can, gets no requests from that router alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+
+import structlog
+from grpc import StatusCode, aio
+
+from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
+from engine.cluster.fleet.link import Link
+from engine.cluster.fleet.sources import Source
+from engine.cluster.routing import Chooser, Replicas, Report
+
+log = structlog.get_logger(__name__)
+
+GET_ENGINE = "/loraplex.v1.EngineService/GetEngine"
+_ASK = engine_pb2.GetEngineRequest().SerializeToString()
+_TIMEOUT_S = 2.0
+_GIVE_UP = 3  # looks without an answer, after which nothing more is expected of the calls under way there
+_MOST_BASES = 10_000
+_FINISH_S = 3600.0  # for what runs on a replica that was taken off the list
+
+
+class Fleet:
+    """Links to all replicas, and what the routing knows of them."""
+
+    def __init__(self, source: Source, poll_s: float = 0.25) -> None:
+        self._source = source
+        self._poll_s = poll_s
+        self.links: dict[str, Link] = {}
+        self.engines: dict[str, engine_pb2.GetEngineResponse] = {}  # the latest answers, by address
+        self.replicas = Replicas()
+        self.chooser = Chooser(self.replicas)
+        self.listed = asyncio.Event()  # the source has spoken
+        self.on_change: Callable[[], None] = lambda: None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._source_task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._bases: dict[tuple[str, str], str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to watch; return when every replica that the source names was asked once."""
+        self._source_task = asyncio.create_task(self._follow())
+        await self.listed.wait()
+        await asyncio.gather(*(self.look(link) for link in list(self.links.values())))
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        tasks = [*self._tasks.values(), *self._leaving, *([self._source_task] if self._source_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in self.links.values()))
+
+    def usable(self) -> list[Link]:
+        """The replicas that take requests."""
+        return [link for link in self.links.values() if link.replica.usable]
+
+    async def change(self, timeout_s: float) -> None:
+        """Wait until a replica comes, goes, recovers or fails, for so long at most."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    @contextmanager
+    def sending(self, link: Link, call: aio.Call) -> Iterator[None]:
+        """Count a call as under way there for the time of the block; it is cancelled at the end if it has not ended.
+
+        Raises AioRpcError (UNAVAILABLE) when the replica is given up meanwhile, as if the call had failed by itself.
+        """
+        self.replicas.begin(link.replica)
+        link.calls.add(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if call in link.calls or (task and task.cancelling()):
+                raise  # it is the caller who has left
+            raise aio.AioRpcError(StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "given up") from None
+        finally:
+            link.calls.discard(call)
+            self.replicas.end(link.replica)
+            call.cancel()
+
+    def base_of(self, adapter: str, version: str = "") -> str:
+        """The base that an adapter is known to need; empty if nobody has said so yet."""
+        return self._bases.get((adapter, version), "")
+
+    def learn_base(self, adapter: str, version: str, base: str) -> None:
+        """A replica refused an adapter because it needs this base."""
+        if len(self._bases) >= _MOST_BASES:
+            self._bases.clear()
+        self._bases[adapter, version] = base
+
+    async def refresh(self, link: Link, adapter: str) -> bool:
+        """Have a replica look into the registry for what is new about an adapter; whether it could."""
+        try:
+            await link.adapters.GetAdapter(adapters_pb2.GetAdapterRequest(name=adapter), timeout=_TIMEOUT_S)
+        except aio.AioRpcError:
+            return False
+        return True
+
+    def failed(self, link: Link, *, unreachable: bool) -> None:
+        """A request failed there by the replica's fault."""
+        link.failed(unreachable=unreachable)
+        self._judge(link)
+
+    async def look(self, link: Link) -> None:
+        """Ask a replica how it is."""
+        sent = link.replica.sent
+        try:
+            data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S)
+        except aio.AioRpcError:
+            link.reachable = False
+            link.silent += 1
+            if link.silent == _GIVE_UP:
+                link.give_up()
+        else:
+            engine = self.engines[link.address] = engine_pb2.GetEngineResponse.FromString(data)
+            link.reachable = not engine.load.restarting
+            link.silent = 0
+            if engine.load.restarting:
+                link.give_up()
+            was = link.replica.usable
+            self.replicas.reported(link.replica, to_report(engine), sent)
+            if was != link.replica.usable:
+                self._announce(link)
+        self._judge(link)
+
+    def _judge(self, link: Link) -> None:
+        if link.trusted != link.replica.trusted:
+            self.replicas.trust(link.replica, link.trusted)
+            self._announce(link)
+
+    def _announce(self, link: Link) -> None:
+        log.info("replica", address=link.address, usable=link.replica.usable)
+        self._changed.set()
+        self.on_change()
+
+    async def _follow(self) -> None:
+        async for addresses in self._source.watch():
+            await self._adopt(addresses)
+            self.listed.set()
+
+    async def _adopt(self, addresses: Set[str]) -> None:
+        for address in addresses - self.links.keys():
+            link = self.links[address] = Link(address)
+            link.replica.trusted = False  # until it has answered
+            self.replicas.add(link.replica)
+            self._tasks[address] = asyncio.create_task(self._poll(link))
+        for address in self.links.keys() - addresses:
+            link = self.links.pop(address)
+            self.engines.pop(address, None)
+            self.replicas.remove(address)
+            self._tasks.pop(address).cancel()
+            self._announce(link)
+            self._leaving.add(asyncio.create_task(link.close(_FINISH_S)))  # what runs there goes on
+
+    async def _poll(self, link: Link) -> None:
+        while True:
+            await self.look(link)
+            await asyncio.sleep(self._poll_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that routers do not ask in step
+
+
+def to_report(engine: engine_pb2.GetEngineResponse) -> Report:
+    """What a replica says of itself, as the routing needs it."""
+    residents: dict[str, frozenset[str]] = {}
+    in_use: dict[str, int] = {}
+    for one in engine.resident:
+        residents[one.name] = residents.get(one.name, frozenset()) | {one.version}
+        if one.in_use:
+            in_use[one.name] = in_use.get(one.name, 0) + one.in_use
+    return Report(
+        base=engine.base.fingerprint,
+        places=max(1, engine.limits.max_running),
+        slots=max(1, engine.limits.max_resident),
+        running=engine.load.running,
+        waiting=engine.load.waiting,
+        residents=residents,
+        in_use=in_use,
+        ranks={one.name: one.rank for one in engine.resident if one.rank},
+        draining=engine.load.draining,
+    )

@@ -1,0 +1,303 @@
+"""AdapterService of the router.
+
+The registry is shared, so any replica can read and write it; what happens inside engines has to happen on all of them. A
+move (promotion, rollback, canary) loads and probes the version wherever it will be asked for (who holds the adapter already,
+and who is preferred for it), and only then moves the alias; if one of them cannot, nothing has moved. Preloads, pins and
+unloads go to every replica of the version's base. Whatever has changed, every replica is made to look into the registry
+before the caller hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import structlog
+from grpc import aio
+
+from engine.api.loraplex.v1 import adapters_pb2 as pb
+from engine.api.loraplex.v1 import adapters_pb2_grpc
+from engine.cluster.fleet import Fleet, Link
+from engine.cluster.router.journey import Failure, error_info, judge
+from engine.cluster.router.metadata import passed_on
+from engine.cluster.router.uploads import Upload
+from engine.errors import AdapterNotFound, NoReplica, NotEverywhere
+from engine.registry.names import CANARY, CURRENT, SHADOW
+from engine.server.boundary import Context
+
+log = structlog.get_logger(__name__)
+
+_LOAD_S = 120.0  # for loading and probing a version on one replica
+
+
+class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
+    """Asks one replica, or all that it concerns."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def ListAdapters(self, request: Any, context: Context) -> Any:
+        """Any replica's answer."""
+        return await self._one("ListAdapters", request, context)
+
+    async def GetAdapter(self, request: Any, context: Context) -> Any:
+        """Any replica's answer."""
+        return await self._one("GetAdapter", request, context)
+
+    async def RemoveAlias(self, request: Any, context: Context) -> Any:
+        """Once, then known to all."""
+        return await self._changed(request.name, self._one("RemoveAlias", request, context))
+
+    async def EndCanary(self, request: Any, context: Context) -> Any:
+        """Once, then known to all."""
+        return await self._changed(request.name, self._one("EndCanary", request, context))
+
+    async def EndShadow(self, request: Any, context: Context) -> Any:
+        """Once, then known to all."""
+        return await self._changed(request.name, self._one("EndShadow", request, context))
+
+    async def GetCanaryReport(self, request: Any, context: Context) -> Any:
+        """Of the replica that has seen most of it: each judges by itself."""
+        return await self._most("GetCanaryReport", request, context, lambda report: report.canary_side.requests)
+
+    async def GetShadowReport(self, request: Any, context: Context) -> Any:
+        """Of the replica that has seen most of it."""
+        return await self._most("GetShadowReport", request, context, lambda report: report.drawn)
+
+    async def DeleteVersion(self, request: Any, context: Context) -> Any:
+        """Once, then known to all."""
+        return await self._changed(request.name, self._one("DeleteVersion", request, context))
+
+    async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """One replica's watch; it ends if that replica does, as changes may be missed then."""
+        async for message in self._stream("WatchAdapters", request, context):
+            yield message
+
+    async def PublishAdapter(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        """To one replica, then known to all."""
+        link = self._any()
+        async with Upload(link.address, requests, passed_on(context)) as responses:
+            try:
+                async for response in responses:
+                    if response.HasField("version"):
+                        await self._tell_all(response.version.name)
+                    yield response
+            except aio.AioRpcError as error:
+                await _pass_on(error, context)
+
+    async def SetAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Warm, then switch."""
+        version = await self._version(request.name, request.version, context)
+        async for message in self._move("SetAlias", request, version, context, pb.SetAliasResponse):
+            yield message
+
+    async def RollbackAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Warm what the alias named before, then switch back."""
+        found = await self._one("GetAdapter", pb.GetAdapterRequest(name=request.name), context)
+        version = _before(found, request.alias or CURRENT)
+        async for message in self._move("RollbackAlias", request, version, context, pb.RollbackAliasResponse):
+            yield message
+
+    async def SetCanary(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Warm, then split."""
+        version = await self._version(request.name, request.version or CANARY, context)
+        async for message in self._move("SetCanary", request, version, context, pb.SetCanaryResponse):
+            yield message
+
+    async def SetShadow(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Warm, then copy."""
+        version = await self._version(request.name, request.version or SHADOW, context)
+        async for message in self._move("SetShadow", request, version, context, pb.SetShadowResponse):
+            yield message
+
+    async def PreloadAdapter(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Load and probe on every replica."""
+        name, _, version = request.adapter.partition("@")
+        manifest = await self._version(name, version, context)
+        links = self._of(manifest)
+        async for progress in self._warm(manifest, links, "nothing else has changed", context):
+            yield pb.PreloadAdapterResponse(progress=progress)
+        yield pb.PreloadAdapterResponse(version=manifest)
+
+    async def PinAdapter(self, request: Any, context: Context) -> Any:
+        """Pin or unpin on every replica."""
+        name, _, version = request.adapter.partition("@")
+        manifest = await self._version(name, version, context)
+        what = f"{'pin' if request.pinned else 'unpin'} {manifest.name}@{manifest.version}"
+        answers = await self._everywhere("PinAdapter", request, self._of(manifest), what)
+        return answers[0]
+
+    async def UnloadAdapter(self, request: Any, context: Context) -> Any:
+        """Unload on every replica."""
+        name, _, version = request.adapter.partition("@")
+        manifest = await self._version(name, version, context)
+        what = f"unload {manifest.name}@{manifest.version}"
+        answers = await self._everywhere("UnloadAdapter", request, self._of(manifest), what)
+        return pb.UnloadAdapterResponse(was_resident=any(answer.was_resident for answer in answers))
+
+    async def _move(
+        self, method: str, request: Any, manifest: Any, context: Context, response: Any
+    ) -> AsyncIterator[Any]:
+        """Warm `manifest` where it will be asked for, then have one of those replicas move the alias."""
+        links = self._asked_for(manifest) if manifest else [self._any()]
+        if manifest:
+            async for progress in self._warm(manifest, links, "the alias has not moved", context):
+                yield response(progress=progress)
+        async for message in self._stream(method, request, context, links[0]):
+            if message.HasField("change"):
+                await self._tell_all(request.name)
+            if not message.HasField("progress") or message.progress.stage == "switching":
+                yield message
+
+    async def _warm(
+        self, manifest: Any, links: list[Link], outcome: str, context: Context
+    ) -> AsyncIterator[pb.Progress]:
+        """Load and probe on each, telling how many have it. Raises NotEverywhere."""
+        ref = f"{manifest.name}@{manifest.version}"
+        request = pb.PreloadAdapterRequest(adapter=ref)
+        metadata = passed_on(context)
+
+        async def preload(link: Link) -> None:
+            async for _ in link.adapters.PreloadAdapter(request, timeout=_LOAD_S, metadata=metadata):
+                pass
+
+        tasks = {asyncio.create_task(preload(link)): link for link in links}
+        failures: dict[str, str] = {}
+        done = 0
+        try:
+            for finished in asyncio.as_completed(list(tasks)):
+                try:
+                    await finished
+                    done += 1
+                except aio.AioRpcError as error:
+                    failures |= _told(tasks, error)
+                yield _progress(f"{ref} is ready on {done} of {len(links)} replicas", 0.8 * done / len(links))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if failures:
+            raise NotEverywhere(f"load {ref}", done, failures, outcome)
+
+    async def _everywhere(self, method: str, request: Any, links: list[Link], what: str) -> list[Any]:
+        calls = (getattr(link.adapters, method)(request, timeout=_LOAD_S) for link in links)
+        answers = await asyncio.gather(*map(_answer, calls))
+        failures = {
+            link.address: _words(answer)
+            for link, answer in zip(links, answers, strict=True)
+            if isinstance(answer, aio.AioRpcError)
+        }
+        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
+        if failures:
+            raise NotEverywhere(what, len(good), failures, "and it stands there")
+        return good
+
+    async def _most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
+        """The answer of the replica that has seen most; if all refuse, why."""
+        calls = (getattr(link.adapters, method)(request, timeout=_LOAD_S) for link in self._fleet.usable())
+        answers = await asyncio.gather(*map(_answer, calls))
+        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
+        return max(good, key=seen) if good else await self._one(method, request, context)
+
+    async def _one(self, method: str, request: Any, context: Context) -> Any:
+        """Any replica's answer; the next one's if that cannot be reached."""
+        metadata = passed_on(context)
+        links = self._fleet.usable()
+        for link in links:
+            try:
+                return await getattr(link.adapters, method)(request, timeout=_LOAD_S, metadata=metadata)
+            except aio.AioRpcError as error:
+                if judge(error, error_info(error).reason) is not Failure.GONE:
+                    await _pass_on(error, context)
+                self._fleet.failed(link, unreachable=True)
+        raise NoReplica
+
+    async def _stream(
+        self, method: str, request: Any, context: Context, link: Link | None = None
+    ) -> AsyncIterator[Any]:
+        call = getattr((link or self._any()).adapters, method)(request, metadata=passed_on(context))
+        try:
+            async for message in call:
+                yield message
+        except aio.AioRpcError as error:
+            await _pass_on(error, context)
+        finally:
+            call.cancel()
+
+    async def _version(self, name: str, version: str, context: Context) -> Any:
+        """A version, or what an alias names (empty: `current`), as its manifest says."""
+        found = await self._one("GetAdapter", pb.GetAdapterRequest(name=name), context)
+        wanted = found.adapter.aliases.get(version or CURRENT, version)
+        manifest = next((one for one in found.versions if one.version == wanted), None)
+        if manifest is None:
+            raise AdapterNotFound(
+                f"{name}@{version or CURRENT}", [f"{name}@{one.version}" for one in found.versions[-3:]]
+            )
+        return manifest
+
+    async def _changed(self, name: str, change: Awaitable[Any]) -> Any:
+        response = await change
+        await self._tell_all(name)
+        return response
+
+    async def _tell_all(self, name: str) -> None:
+        """Have every replica look into the registry. One that cannot now does so by itself, seconds later."""
+        links = self._fleet.usable()
+        told = await asyncio.gather(*(self._fleet.refresh(link, name) for link in links))
+        late = [link.address for link, heard in zip(links, told, strict=True) if not heard]
+        if late:
+            log.warning("replicas that will notice a change by themselves", adapter=name, replicas=late)
+
+    def _any(self) -> Link:
+        links = self._fleet.usable()
+        if not links:
+            raise NoReplica
+        return min(links, key=lambda link: link.replica.active)
+
+    def _of(self, manifest: Any) -> list[Link]:
+        """The replicas of the version's base. Raises NoReplica."""
+        links = [link for link in self._fleet.usable() if link.replica.report.base == manifest.base_fingerprint]
+        if not links:
+            raise NoReplica(manifest.base_fingerprint)
+        return links
+
+    def _asked_for(self, manifest: Any) -> list[Link]:
+        """Where requests for the version will go: who holds any version of it, and who is preferred."""
+        owners = {one.id for one in self._fleet.chooser.owners(manifest.name, manifest.base_fingerprint)}
+        return [one for one in self._of(manifest) if one.replica.holds(manifest.name) or one.address in owners]
+
+
+def _before(found: pb.GetAdapterResponse, alias: str) -> Any:
+    """What the alias named before, if it is still there; else None, and the replica says what is wrong."""
+    named: list[str] = []
+    for change in found.history:
+        if change.alias == alias and change.version and (not named or named[-1] != change.version):
+            named.append(change.version)
+    wanted = named[-2] if len(named) > 1 else ""
+    return next((one for one in found.versions if one.version == wanted), None)
+
+
+def _progress(detail: str, fraction: float) -> pb.Progress:
+    return pb.Progress(stage="loading", detail=detail, fraction=fraction)
+
+
+def _told(tasks: dict[Any, Link], error: aio.AioRpcError) -> dict[str, str]:
+    """Which replica's call ended with this error, and why."""
+    return {link.address: _words(error) for task, link in tasks.items() if task.done() and task.exception() is error}
+
+
+def _words(error: aio.AioRpcError) -> str:
+    return f"{error.code().name}, {error.details()}"
+
+
+async def _answer(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except aio.AioRpcError as error:
+        return error
+
+
+async def _pass_on(error: aio.AioRpcError, context: Context) -> None:
+    """End the call with the replica's own status."""
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))

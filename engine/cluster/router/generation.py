@@ -1,0 +1,206 @@
+"""GenerationService of the router: requests go to a replica, its messages come back as they are.
+
+Until a first message came, a request whose replica fails is simply asked elsewhere. After that the answer goes on
+elsewhere, from what the caller has: same version, numbering, usage and end as if nothing had happened, and a count that
+says that it did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from engine.api.loraplex.v1 import generation_pb2 as pb
+from engine.cluster.fleet import Fleet, Link
+from engine.cluster.router.journey import Journey, Refusal
+from engine.cluster.router.metadata import passed_on
+from engine.cluster.router.metrics import RouterMetrics
+from engine.cluster.router.sent import Sent
+from engine.cluster.routing import Ask
+from engine.errors import NoReplica, StreamLost
+from engine.server.boundary import Context
+from engine.server.caller import caller
+
+SERVICE = "loraplex.v1.GenerationService"
+_GENERATE, _STREAM, _COUNT = (f"/{SERVICE}/{name}" for name in ("Generate", "GenerateStream", "CountTokens"))
+_PREFIX = 256  # characters, or tokens, of a prompt that stand for its beginning
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A message as it came, and as it reads."""
+
+    data: bytes
+    request: Any
+
+
+class GenerationForwarder:
+    """Answers by asking replicas. `give_up_s` is how long a request that fails everywhere is tried again."""
+
+    def __init__(self, fleet: Fleet, metrics: RouterMetrics, give_up_s: float) -> None:
+        self._fleet = fleet
+        self._metrics = metrics
+        self._give_up_s = give_up_s
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service, for a gRPC server whose boundary hands over bytes."""
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        methods: dict[str, Any] = {
+            "Generate": unary(self.generate, _read_generate),
+            "GenerateStream": stream(self.generate_stream, _read_stream),
+            "CountTokens": unary(self.count_tokens, _read_count),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def generate(self, raw: Raw, context: Context) -> bytes:
+        """Ask one replica after the other until one answers."""
+        return await self._unary(_GENERATE, raw, _ask(raw.request), context)
+
+    async def count_tokens(self, raw: Raw, context: Context) -> bytes:
+        """Any replica can count."""
+        return await self._unary(_COUNT, raw, Ask(), context)
+
+    async def _unary(self, method: str, raw: Raw, ask: Ask, context: Context) -> bytes:
+        journey = self._journey(ask, context)
+        metadata = passed_on(context)
+        try:
+            while True:
+                link = await journey.next()
+                call = link.unary(method)(raw.data, timeout=_timeout(journey), metadata=metadata)
+                try:
+                    with self._fleet.sending(link, call):
+                        data: bytes = await call
+                except aio.AioRpcError as error:
+                    await journey.failed(link, error)
+                else:
+                    link.succeeded()
+                    return data + self._told(journey) if method == _GENERATE else data
+        except Refusal as refusal:
+            await context.abort(*_as_it_came(refusal))
+            raise
+
+    async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
+        """Pass a replica's stream on; when it breaks, another one's that goes on where it broke."""
+        started = time.monotonic()
+        sent = Sent(raw.request)
+        journey = self._journey(_ask(raw.request), context)
+        metadata = passed_on(context)
+        try:
+            async for data in self._first(raw.data, sent, journey, metadata):
+                yield data
+            while not sent.complete:
+                async for message in self._rest(sent, journey, metadata):
+                    if message.HasField("usage"):
+                        _settle(message, journey, started)
+                    data = message.SerializeToString()
+                    sent.add(data)
+                    yield data
+        except Refusal as refusal:
+            await context.abort(*_as_it_came(refusal))
+        except NoReplica as error:
+            if not sent.count:
+                raise
+            raise StreamLost(sent.tokens, "no other one could go on with its answer") from error
+        finally:
+            if journey.failovers:
+                self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
+
+    async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncIterator[bytes]:
+        """The stream of the first replica that begins to answer, until its end or until it breaks."""
+        while not sent.count:
+            link = await journey.next()
+            call = link.stream(_STREAM)(data, timeout=_timeout(journey), metadata=metadata)
+            try:
+                with self._fleet.sending(link, call):
+                    async for message in call:
+                        sent.add(message)
+                        yield message
+            except aio.AioRpcError as error:
+                await self._broke(sent, journey, link, error)
+            else:
+                link.succeeded()
+                sent.complete = True
+                return
+
+    async def _rest(self, sent: Sent, journey: Journey, metadata: Any) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """What the next replica has to say."""
+        journey.resuming(sent.base)
+        request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
+        link = await journey.next()
+        call = link.stream(_STREAM)(request.SerializeToString(), timeout=_timeout(journey), metadata=metadata)
+        try:
+            with self._fleet.sending(link, call):
+                async for data in call:
+                    yield sent.renumbered(data)
+        except aio.AioRpcError as error:
+            await self._broke(sent, journey, link, error)
+        else:
+            sent.complete = True
+
+    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError) -> None:
+        """A stream broke: if only its end is missing, that is all; else the journey goes on."""
+        sent.complete = sent.count > 0 and sent.finished
+        if not sent.complete:
+            await journey.failed(link, error)
+
+    def _journey(self, ask: Ask, context: Context) -> Journey:
+        base = self._fleet.base_of(ask.adapter, ask.version)
+        return Journey(self._fleet, ask, base, caller(context).deadline, self._give_up_s)
+
+    def _told(self, journey: Journey) -> bytes:
+        """The count of failovers as bytes that can be put behind a message: protobuf merges what is concatenated."""
+        if not journey.failovers:
+            return b""
+        self._metrics.failed_over(journey.failovers, resumed=False)
+        return pb.GenerateResponse(failovers=journey.failovers).SerializeToString()
+
+
+def _settle(message: pb.GenerateStreamResponse, journey: Journey, started: float) -> None:
+    """What the last message says about the whole answer, not about its rest."""
+    message.failovers = journey.failovers
+    message.timings.total.FromNanoseconds(int((time.monotonic() - started) * 1e9))
+
+
+def _ask(request: pb.GenerateRequest) -> Ask:
+    name, _, version = request.adapter.partition("@")
+    if name:
+        return Ask(name, version if version.startswith("v") and version[1:].isdecimal() else "")
+    return Ask(prefix=_beginning(request))
+
+
+def _beginning(request: pb.GenerateRequest) -> str:
+    match request.WhichOneof("prompt"):
+        case "text":
+            return request.text[:_PREFIX]
+        case "chat":
+            return "\n".join(turn.content[:_PREFIX] for turn in request.chat.messages[:1])
+        case _:
+            return str(request.token_ids.ids[:_PREFIX])
+
+
+def _timeout(journey: Journey) -> float | None:
+    remaining = journey.remaining_s
+    return None if remaining == float("inf") else max(0.0, remaining)
+
+
+def _as_it_came(refusal: Refusal) -> tuple[grpc.StatusCode, str, Any]:
+    """The replica's own status, message and details."""
+    error = refusal.error
+    return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
+
+
+def _read_generate(data: bytes) -> Raw:
+    return Raw(data, pb.GenerateRequest.FromString(data))
+
+
+def _read_stream(data: bytes) -> Raw:
+    return Raw(data, pb.GenerateStreamRequest.FromString(data).request)
+
+
+def _read_count(data: bytes) -> Raw:
+    return Raw(data, pb.CountTokensRequest.FromString(data))

@@ -1,0 +1,157 @@
+"""One request's way through the fleet: which replica is next, and what a failure there means for it."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum, auto
+
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode, aio
+
+from engine.cluster.fleet import Fleet, Link
+from engine.cluster.routing import Ask
+from engine.errors import NoReplica
+
+_STATUS_KEY = "grpc-status-details-bin"
+_PAUSE_S = 0.25  # before the same replicas are tried again, unless one of them recovers sooner
+
+
+class Refusal(Exception):
+    """A replica's answer that the caller gets as it is."""
+
+    def __init__(self, error: aio.AioRpcError) -> None:
+        super().__init__(error.details())
+        self.error = error
+
+
+class Failure(Enum):
+    """What a failed call says about the replica."""
+
+    GONE = auto()  # it cannot be reached
+    BROKEN = auto()  # it is there, and cannot do its work just now
+    LEAVING = auto()  # it takes no new work
+    FULL = auto()  # it has more work than it can do
+    OTHER_BASE = auto()  # the version needs another base
+    STALE = auto()  # it may not know yet what another one has published
+    FINAL = auto()  # any replica would say this
+
+
+_REASONS = {
+    "ENGINE_DIED": Failure.BROKEN,
+    "ADAPTER_LOST": Failure.BROKEN,
+    "REGISTRY_UNAVAILABLE": Failure.BROKEN,
+    "DRAINING": Failure.LEAVING,
+    "NOT_READY": Failure.LEAVING,
+    "OVERLOADED": Failure.FULL,
+    "WAITED_TOO_LONG": Failure.FULL,
+    "DEADLINE_UNREACHABLE": Failure.FULL,
+    "WRONG_BASE": Failure.OTHER_BASE,
+    "ADAPTER_NOT_FOUND": Failure.STALE,
+}
+# What gRPC itself makes of a broken connection, or of a server that went away in the middle.
+_BROKEN_CONNECTION = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.UNKNOWN, StatusCode.INTERNAL)
+
+
+def error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """Reason and metadata of a replica's own error; empty when gRPC made it."""
+    info = error_details_pb2.ErrorInfo()
+    for key, value in error.trailing_metadata() or ():
+        if key == _STATUS_KEY and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                if detail.Unpack(info):
+                    return info
+    return info
+
+
+def judge(error: aio.AioRpcError, reason: str) -> Failure:
+    """What a failed call says about the replica."""
+    if reason:
+        return _REASONS.get(reason, Failure.FINAL)
+    return Failure.GONE if error.code() in _BROKEN_CONNECTION else Failure.FINAL
+
+
+class Journey:
+    """Asks the routing for a replica, and for another one when that fails, until `give_up_s` after the first failure."""
+
+    def __init__(self, fleet: Fleet, ask: Ask, base: str, deadline: float, give_up_s: float) -> None:
+        self._fleet = fleet
+        self._ask = ask
+        self._deadline = deadline  # of the call, by time.monotonic
+        self._give_up_s = give_up_s
+        self._first_failure = 0.0
+        self._last: aio.AioRpcError | None = None
+        self._tried: set[str] = set()
+        self._full = 0
+        self._refreshed = False
+        self._resuming = False
+        self.base = base
+        self.failovers = 0  # replicas that failed on the way
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the call's deadline."""
+        return self._deadline - time.monotonic()
+
+    def resuming(self, base: str) -> None:
+        """From now on it is about the rest of an answer that this base began: worth waiting for, and nobody else's."""
+        self._resuming = True
+        self.base = base
+
+    async def next(self) -> Link:
+        """The replica to ask. Raises NoReplica, or Refusal with what the last one said, when there is none to hope for."""
+        while True:
+            base = self.base or next(iter(self._fleet.replicas.bases()), "")
+            ask = Ask(self._ask.adapter, self._ask.version, self._ask.prefix, self.remaining_s)
+            replica = self._fleet.chooser.choose(ask, base, self._tried)
+            if replica:
+                return self._fleet.links[replica.id]
+            await self._wait_for_any(base)
+
+    async def _wait_for_any(self, base: str) -> None:
+        """All have failed: wait until one has recovered, or it is time to try them again."""
+        if self._last is None:
+            raise NoReplica(self.base)
+        full = self._full and not self._resuming
+        if full or time.monotonic() - self._first_failure > self._give_up_s or self.remaining_s <= 0:
+            raise Refusal(self._last) if error_info(self._last).reason else NoReplica(base)
+        await self._fleet.change(_PAUSE_S)
+        self._tried.clear()
+
+    async def failed(self, link: Link, error: aio.AioRpcError) -> None:
+        """Learn from a failure; another replica may be asked next. Raises Refusal if none would answer otherwise."""
+        info = error_info(error)
+        failure = judge(error, info.reason)
+        if failure is Failure.FINAL or self.remaining_s <= 0:
+            raise Refusal(error)
+        if failure is Failure.STALE:
+            await self._refresh(link, error)
+        elif failure is Failure.OTHER_BASE:
+            self._change_base(info.metadata["trained_on"], error)
+        else:
+            self._last = error
+            self._first_failure = self._first_failure or time.monotonic()
+            self._turn_away(link, failure, error)
+
+    def _turn_away(self, link: Link, failure: Failure, error: aio.AioRpcError) -> None:
+        self._tried.add(link.replica.id)
+        if failure is Failure.FULL:
+            self._full += 1
+            if self._full > 1 and not self._resuming:  # two of two are full: asking them all would only add to it
+                raise Refusal(error)
+            return
+        self.failovers += 1
+        if failure is not Failure.LEAVING:
+            self._fleet.failed(link, unreachable=failure is Failure.GONE)
+
+    def _change_base(self, base: str, error: aio.AioRpcError) -> None:
+        """The version was trained on another base than this replica's; remember it for the next request."""
+        if not base or base == self.base or self._resuming:
+            raise Refusal(error)
+        self.base = base
+        self._fleet.learn_base(self._ask.adapter, self._ask.version, base)
+
+    async def _refresh(self, link: Link, error: aio.AioRpcError) -> None:
+        """Have the replica look into the registry, once: another one may have published or promoted just now."""
+        if self._refreshed or not await self._fleet.refresh(link, self._ask.adapter):
+            raise Refusal(error)
+        self._refreshed = True

@@ -1,0 +1,78 @@
+"""An upload on its way through: chunk by chunk to one replica, and its progress back.
+
+Through grpc's threads, because grpc.aio loses the status of a server that refuses an upload before its end
+(https://github.com/grpc/grpc/issues/36066).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from engine.api.loraplex.v1 import adapters_pb2 as pb
+from engine.api.loraplex.v1 import adapters_pb2_grpc
+
+
+class Upload:
+    """`async with` it, and iterate over the replica's responses; a refusal is an AioRpcError."""
+
+    def __init__(self, address: str, requests: AsyncIterator[Any], metadata: Any) -> None:
+        self._address = address
+        self._requests = requests
+        self._metadata = metadata
+        self._loop = asyncio.get_running_loop()
+        self._responses: asyncio.Queue[Any] = asyncio.Queue()
+        self._call: Any = None
+        self._channel: grpc.Channel | None = None
+        self._ended = False
+
+    async def __aenter__(self) -> AsyncIterator[pb.PublishAdapterResponse]:
+        self._channel = grpc.insecure_channel(self._address, [("grpc.enable_retries", 0)])
+        stub = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+        self._call = stub.PublishAdapter(self._chunks(), metadata=self._metadata)
+        threading.Thread(target=self._read, daemon=True).start()
+        return self._iterate()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ended = True
+        self._call.cancel()
+        if self._channel:
+            await asyncio.to_thread(self._channel.close)
+
+    def _chunks(self) -> Iterator[Any]:
+        """The caller's messages, in grpc's thread."""
+        while not self._ended:
+            future = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+            message = future.result()
+            if message is None:
+                return
+            yield message
+
+    async def _next(self) -> Any:
+        return await anext(self._requests, None)
+
+    def _read(self) -> None:
+        """The replica's messages, and at last its refusal or None."""
+        try:
+            for response in self._call:
+                self._tell(response)
+            self._tell(None)
+        except grpc.RpcError as error:
+            self._tell(error)
+
+    def _tell(self, what: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._responses.put_nowait, what)
+
+    async def _iterate(self) -> AsyncIterator[pb.PublishAdapterResponse]:
+        while (response := await self._responses.get()) is not None:
+            if isinstance(response, grpc.RpcError):
+                error: Any = response
+                trailers = aio.Metadata(*(tuple(pair) for pair in error.trailing_metadata() or ()))
+                raise aio.AioRpcError(error.code(), aio.Metadata(), trailers, error.details())
+            yield response

@@ -1,0 +1,86 @@
+"""Router processes: one, or several that share the gRPC port (SO_REUSEPORT: the kernel spreads connections over them)."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+from multiprocessing.context import SpawnProcess
+
+import structlog
+import uvloop
+
+from engine.cluster.fleet import FileSource, Source, StaticSource
+from engine.cluster.router.app import RouterApp
+from engine.config import RouterSettings
+from engine.server import logs
+
+log = structlog.get_logger(__name__)
+
+_LOOK_S = 0.2  # between looks at the workers
+
+
+def run(settings: RouterSettings) -> None:
+    """Run until SIGTERM or SIGINT. A worker that dies is started again."""
+    source_of(settings)  # a broken list is told once, here
+    if settings.workers == 1:
+        _work(settings)
+        return
+    asyncio.run(_supervise(settings))
+
+
+def source_of(settings: RouterSettings) -> Source:
+    """Where the replicas' addresses come from. Raises BadConfiguration."""
+    if settings.fleet:
+        return FileSource(settings.fleet)
+    return StaticSource(address.strip() for address in settings.replicas.split(","))
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Run one router in this process until SIGTERM or SIGINT."""
+    app = RouterApp(settings, source_of(settings))
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        await app.start()
+        await stopping.wait()
+    finally:
+        await app.stop()
+
+
+def _work(settings: RouterSettings) -> None:
+    logs.configure(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
+
+
+async def _supervise(settings: RouterSettings) -> None:
+    stopping = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
+    # One port of /metrics for each: the first has the one that was asked for, the others those after it.
+    own = [
+        settings.model_copy(update={"http_port": settings.http_port + number if settings.http_port else 0})
+        for number in range(settings.workers)
+    ]
+    workers = [_started(one) for one in own]
+    while not stopping.is_set():
+        for number, worker in enumerate(workers):
+            if not worker.is_alive():
+                log.error("a router process has died and is started again", exitcode=worker.exitcode)
+                workers[number] = _started(own[number])
+        try:
+            await asyncio.wait_for(stopping.wait(), _LOOK_S)
+        except TimeoutError:
+            continue
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        await asyncio.to_thread(worker.join)
+
+
+def _started(settings: RouterSettings) -> SpawnProcess:
+    worker = multiprocessing.get_context("spawn").Process(target=_work, args=(settings,))  # gRPC dislikes forks
+    worker.start()
+    return worker

@@ -1,0 +1,75 @@
+"""Versions as folders: out of a registry into a scratch folder, or a folder that the user names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.commands import output
+from engine.commands.backends import check_there
+from engine.config import load_settings
+from engine.errors import LoraplexError
+from engine.registry.names import AdapterRef
+from engine.registry.registry import Registry
+from engine.registry.store import Store
+
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A version's files, with what its manifest and its training run say."""
+
+    ref: str
+    folder: Path
+    digest: str
+    fingerprint: str
+    run: dict[str, Any]
+
+    @property
+    def precision(self) -> str:
+        """How its base was held when it was trained: "full" unless its run says otherwise."""
+        return str((self.run.get("base") or {}).get("precision") or "full")
+
+
+def registry_url(given: str | None) -> str:
+    """The registry to read files from: as given, or that of the settings (servers do not hand files out)."""
+    return given or load_settings().registry
+
+
+@contextmanager
+def fetched(refs: Sequence[str], registry: str | None) -> Iterator[list[Fetched]]:
+    """Fetch versions and verify every byte; "./folder" is a folder of the user's own."""
+    with tempfile.TemporaryDirectory(prefix="loraplex-fetch-") as scratch, output.spinner("fetching"):
+        targets = [Path(scratch) / str(at) for at in range(len(refs))]
+        for target in targets:
+            target.mkdir()
+        yield [asyncio.run(_fetch(ref, registry, target)) for ref, target in zip(refs, targets, strict=True)]
+
+
+async def _fetch(ref: str, registry: str | None, target: Path) -> Fetched:
+    if "/" in ref:
+        run = _run_of(Path(ref))
+        return Fetched(ref, Path(ref), "", str((run.get("base") or {}).get("fingerprint", "")), run)
+    url = registry_url(registry)
+    check_there(url, create=False)
+    found = Registry(Store.open(url))
+    manifest = await found.resolve(AdapterRef.parse(ref))
+    await found.fetch(manifest, target)
+    fingerprint = "" if manifest.base.assumed else manifest.base.fingerprint
+    return Fetched(manifest.ref, target, manifest.digest, fingerprint, _run_of(target))
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    if not (folder / "adapter_config.json").is_file():
+        raise LoraplexError(f"{folder} is no adapter's folder", fix="Name a version (support@v2), or a PEFT folder.")
+    try:
+        return dict(json.loads((folder / _RUN).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,120 @@
+"""What a run's own numbers advise: each piece says what was seen, and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+_LOW = 0.9  # held-out share of exact answers below which an adapter is not good yet
+_FLAT = 0.02  # relative change of the loss over the second half of a run that counts as none
+_FEW = 100  # rows
+_WORSE = 1.1  # times the best held-out loss
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers of a run."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    learning_rate: float
+    losses: tuple[float, ...]
+    held_out_losses: tuple[float, ...]
+    held_out_exact: float
+    held_out_rows: int
+    rows: int
+    duplicates: int
+    cut: int
+    max_length: int
+    diverged: bool
+
+
+def advise(run: Evidence) -> list[str]:
+    """Everything that is worth saying, the gravest first."""
+    return [text for rule in _RULES for text in rule(run)]
+
+
+def _diverged(run: Evidence) -> Iterator[str]:
+    if run.diverged:
+        yield (
+            f"the loss diverged with learning rate {run.learning_rate:g} (last {run.losses[-1]:.3g}, first "
+            f"{run.losses[0]:.3g}): try {run.learning_rate / 3:.1g}, or more warmup_steps"
+        )
+
+
+def _cut(run: Evidence) -> Iterator[str]:
+    if run.cut:
+        yield (
+            f"{run.cut} of {run.rows} rows are longer than max_length {run.max_length} and lost the end of their answer: "
+            "the adapter learns to stop early; raise data.max_length or shorten the rows"
+        )
+
+
+def _scale(run: Evidence) -> Iterator[str]:
+    usual = 2.0 * run.rank
+    if run.rslora or math.isclose(run.alpha, usual, rel_tol=0.01):
+        return
+    scale = run.alpha / run.rank
+    yield (
+        f"alpha {run.alpha:g} at rank {run.rank} scales the adapter by {scale:.3g}, where alpha = 2 x rank gives 2: "
+        f"it is as if the learning rate were about {scale / 2:.2g} times {run.learning_rate:g}"
+    )
+
+
+def _rank(run: Evidence) -> Iterator[str]:
+    if run.diverged or run.held_out_exact >= _LOW or not flat(run.losses):
+        return
+    yield (
+        f"the loss has stood at {_mean(run.losses[len(run.losses) // 2 :]):.3g} for the second half of the run, and only "
+        f"{run.held_out_exact:.0%} of held-out answers are right: rank {run.rank} may be too low; try {2 * run.rank}, "
+        f"or compare: --sweep rank={run.rank},{2 * run.rank}"
+    )
+
+
+def _short(run: Evidence) -> Iterator[str]:
+    """Neither flat nor good: it was still learning."""
+    if run.diverged or run.held_out_exact >= _LOW or flat(run.losses) or len(run.held_out_losses) < 2:
+        return
+    if run.held_out_losses[-1] <= min(run.held_out_losses):
+        yield (
+            f"{run.held_out_exact:.0%} of held-out answers are right and the held-out loss was still falling "
+            f"({run.held_out_losses[-2]:.3g} to {run.held_out_losses[-1]:.3g}): train longer"
+        )
+
+
+def _overfit(run: Evidence) -> Iterator[str]:
+    if len(run.held_out_losses) < 2 or run.diverged:
+        return
+    best, last = min(run.held_out_losses), run.held_out_losses[-1]
+    if last > _WORSE * best and run.losses and _mean(run.losses[-10:]) < best:
+        yield (
+            f"over-fitting: the held-out loss rose from {best:.3g} to {last:.3g} while the training loss fell to "
+            f"{_mean(run.losses[-10:]):.3g} (the best checkpoint was taken): fewer steps, more rows, or some dropout"
+        )
+
+
+def _data(run: Evidence) -> Iterator[str]:
+    if run.rows < _FEW:
+        yield f"{run.rows} rows are few: what they leave out the adapter cannot know; a few hundred varied ones are usual"
+    if run.duplicates > 0.1 * run.rows:
+        yield f"{run.duplicates} of {run.rows} rows repeat another one: it learns those by heart instead of the task"
+    if run.held_out_rows < _FEW // 2:
+        yield f"{run.held_out_rows} held-out rows say little: one row is {1 / run.held_out_rows:.1%}"
+
+
+def flat(losses: tuple[float, ...]) -> bool:
+    """Whether the third and the last quarter of a run have the same loss, within a fiftieth of what it began with."""
+    quarter = len(losses) // 4
+    if quarter < 3:
+        return False
+    third, last = _mean(losses[-2 * quarter : -quarter]), _mean(losses[-quarter:])
+    return abs(third - last) < _FLAT * max(losses[0], 1e-9)
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+_RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (_diverged, _cut, _scale, _rank, _short, _overfit, _data)

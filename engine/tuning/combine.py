@@ -1,0 +1,66 @@
+"""Several adapters made into one, by PEFT: linear (with concatenation and SVD as exact relatives), TIES, DARE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from engine.errors import MergeRefused
+from engine.tuning.base_model import load_base
+
+Method = Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "svd"]
+_SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties")
+_PRUNING = ("ties", "dare_linear", "dare_ties")
+
+
+def combine(
+    base: Path,
+    adapters: Sequence[Path],
+    weights: Sequence[float],
+    method: str,
+    density: float,
+    out: Path,
+    seed: int = 1,
+) -> dict[str, Any]:
+    """Write the combination of adapters of one base to the new folder `out`; returns its configuration.
+
+    TIES (Yadav et al., 2023) and DARE (Yu et al., 2024) keep the share `density` of each adapter's values.
+    Raises MergeRefused when ranks differ and the method needs equal ones, or the method is unknown.
+    """
+    if method not in get_args(Method):
+        raise MergeRefused(f"unknown method {method!r}", fix=f"Use one of {', '.join(get_args(Method))}.")
+    if len(weights) != len(adapters):
+        raise MergeRefused(f"{len(weights)} weights for {len(adapters)} adapters", fix="Give one weight for each.")
+    ranks = [json.loads((folder / "adapter_config.json").read_text())["r"] for folder in adapters]
+    if method in _SAME_RANK and len(set(ranks)) > 1:
+        problem = f"{method} needs adapters of one rank, and these have {', '.join(map(str, ranks))}"
+        raise MergeRefused(problem, fix="Use --method svd, or cat.")
+    torch.manual_seed(seed)  # DARE drops values by chance
+    names = [f"part{number}" for number in range(len(adapters))]
+    model = PeftModel.from_pretrained(load_base(base, torch.float32), str(adapters[0]), adapter_name=names[0])
+    for name, folder in zip(names[1:], adapters[1:], strict=True):
+        model.load_adapter(str(folder), adapter_name=name)
+    options = {"density": density} if method in _PRUNING else {}
+    model.add_weighted_adapter(names, list(weights), "combined", combination_type=method, **options)
+    _save(model, base, out)
+    config: dict[str, Any] = json.loads((out / "adapter_config.json").read_text())
+    return config
+
+
+def _save(model: Any, base: Path, out: Path) -> None:
+    model.peft_config["combined"].base_model_name_or_path = base.resolve().name
+    scratch = out.with_name(out.name + ".partial")
+    model.save_pretrained(str(scratch), selected_adapters=["combined"], save_embedding_layers=False)
+    (scratch / "README.md").unlink(missing_ok=True)
+    weights = scratch / "combined" / "adapter_model.safetensors"
+    save_file(
+        {name: tensor.bfloat16().contiguous() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
+    )
+    (scratch / "combined").rename(out)
+    scratch.rmdir()

@@ -1,0 +1,154 @@
+"""Evaluating versions through the serving engine: all of them, and the base, in one mixed batch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.client import AsyncClient
+from engine.tuning.intervals import mean_interval, wilson
+from engine.tuning.suite import Case, Suite, normal
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one of those evaluated said to one row, what it means, and how likely it thought the right answer."""
+
+    text: str
+    held: dict[str, bool]
+    loglik: float | None
+
+    @property
+    def right(self) -> bool:
+        """Whether all of the row's metrics hold."""
+        return all(self.held.values())
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to ask."""
+
+    max_tokens: int = 64
+    concurrency: int = 64
+    loglik: bool = False
+    stop: tuple[str, ...] = ()
+
+
+async def evaluate(
+    client: AsyncClient, suite: Suite, who: Sequence[str], options: Options, step: Callable[[], None]
+) -> dict[str, Any]:
+    """Ask every row of each of `who` ("base": the base alone), greedily and side by side; returns the record to keep."""
+    places = asyncio.Semaphore(options.concurrency)
+    started = time.monotonic()
+
+    async def one(name: str, case: Case) -> Answer:
+        async with places:
+            answer = await _ask(client, name, case, options)
+        step()
+        return answer
+
+    # Rows first, so that neighbouring requests are for different adapters.
+    work = [(name, case) for case in suite.cases for name in who]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(name, case)) for name, case in work]
+    answers: dict[str, list[Answer]] = {name: [] for name in who}
+    for (name, _), task in zip(work, tasks, strict=True):
+        answers[name].append(task.result())
+    seconds = time.monotonic() - started
+    served = await client.engine()
+    return {
+        "suite": suite.name,
+        "suite_digest": suite.digest,
+        "rows": len(suite.cases),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
+        "engine": served.engine,
+        "seconds": round(seconds, 2),
+        "results": {name: summary(suite, answers[name]) for name in who},
+    }
+
+
+async def _ask(client: AsyncClient, name: str, case: Case, options: Options) -> Answer:
+    question: dict[str, Any] = {"messages": list(case.messages)} if case.messages else {"prompt": case.prompt}
+    adapter = None if name == BASE else name
+    answer = await client.generate(
+        adapter=adapter,
+        **question,
+        max_tokens=case.max_tokens or options.max_tokens,
+        temperature=0,
+        stop=options.stop or None,
+    )
+    loglik = await _loglik(client, adapter, case, question) if options.loglik and "exact" in case.wanted else None
+    return Answer(answer.text, case.check(answer.text), loglik)
+
+
+async def _loglik(client: AsyncClient, adapter: str | None, case: Case, question: dict[str, Any]) -> float:
+    """The mean natural log likelihood of the right answer's tokens, after the question."""
+    asked = (await client.count_tokens(**question)).token_ids
+    told = (await client.count_tokens(case.wanted["exact"])).token_ids
+    if len(told) > 1 and told[0] == asked[0] and (await client.count_tokens("a")).token_ids[0] == told[0]:
+        told = told[1:]  # the tokenizer begins every text with the same token
+    answer = await client.generate(
+        adapter=adapter, prompt=[*asked, *told], max_tokens=1, temperature=0, prompt_logprobs=0
+    )
+    places = answer.prompt_logprobs[-len(told) :]
+    return sum(place.token.logprob for place in places) / len(places)
+
+
+def summary(suite: Suite, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The scores of one of those evaluated: accuracy, each metric, likelihood, and each class's where there are classes."""
+    right = [answer.right for answer in answers]
+    found: dict[str, Any] = {"accuracy": share(right)}
+    for metric in sorted({metric for answer in answers for metric in answer.held}):
+        found[metric] = share([answer.held[metric] for answer in answers if metric in answer.held])
+    if likelihoods := [answer.loglik for answer in answers if answer.loglik is not None]:
+        low, high = mean_interval(likelihoods)
+        mean = sum(likelihoods) / len(likelihoods)
+        found["loglik"] = {
+            "value": round(mean, 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "rows": len(likelihoods),
+        }
+    if suite.labels:
+        found |= report(suite, answers)
+    return found
+
+
+def share(right: Sequence[bool]) -> dict[str, Any]:
+    """A share with its 95 % interval."""
+    low, high = wilson(sum(right), len(right))
+    value = sum(right) / len(right)
+    return {"value": round(value, 4), "interval": [round(low, 4), round(high, 4)], "rows": len(right)}
+
+
+def report(suite: Suite, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Precision, recall and F1 of each class, and their mean as "f1"; an answer that is no class counts against its row's."""
+    pairs = [(case.label, normal(answer.text)) for case, answer in zip(suite.cases, answers, strict=True)]
+    classes = {}
+    for label in suite.labels:
+        hits = sum(wanted == said == label for wanted, said in pairs)
+        wanted = sum(want == label for want, _ in pairs)
+        said = sum(say == label for _, say in pairs)
+        precision, recall = (hits / said if said else 0.0), hits / wanted
+        f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+        classes[label] = {
+            "precision": round(precision, 4),
+            "recall": round(recall, 4),
+            "f1": round(f1, 4),
+            "rows": wanted,
+        }
+    mean = sum(row["f1"] for row in classes.values()) / len(classes)
+    return {"f1": {"value": round(mean, 4)}, "classes": classes}
+
+
+def value_of(result: dict[str, Any], metric: str) -> float:
+    """One number of a result; NaN when it has no such metric."""
+    entry = result.get(metric)
+    return float(entry["value"]) if isinstance(entry, dict) and "value" in entry else math.nan

@@ -1,0 +1,124 @@
+"""Whether a merged model answers as base and adapter do, and what merging into 4 bits would have cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from engine.errors import MergeRefused
+from engine.tuning.base_model import load_base
+from engine.tuning.data import Row
+from engine.tuning.deltas import Deltas
+from engine.tuning.encoding import Example, encode
+from engine.tuning.heldout import Score, score
+from engine.tuning.merge import Change, four_bits, is_linear
+from engine.tuning.recipe import Quantization
+
+_TEXTS = (
+    "The capital of France is", "def fibonacci(n):", "Dear Sir or Madam,", "1, 2, 3, 4,", "SELECT name FROM",
+    "Once upon a time there was", "In no event shall the Supplier", "Please cancel my subscription",
+)  # fmt: skip
+_LEAST_AGREEMENT = {"float32": 0.999, "bfloat16": 0.95, "float16": 0.98}
+_MOST_KL = {"float32": 1e-6, "bfloat16": 0.02, "float16": 0.005}
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two models are over some texts: largest difference of a logit, mean KL divergence, same likeliest token."""
+
+    largest: float
+    kl: float
+    agreement: float
+
+
+def texts_of(rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
+    """Token ids to compare on: the questions of a suite, else a few general beginnings."""
+    if rows:
+        return [encode(row, tokenizer).ids for row in rows[:32]]
+    return [list(tokenizer(text)["input_ids"]) for text in _TEXTS]
+
+
+def reference(base: Path, adapter: Path, precision: str) -> Any:
+    """Base and adapter, unmerged, as the adapter was trained: float32, or over the base in 4 bits."""
+    kind, _, double = precision.partition("-")
+    quantization = Quantization(type=kind, double=bool(double)) if precision != "full" else None
+    return PeftModel.from_pretrained(load_base(base, torch.float32, quantization), str(adapter))
+
+
+@torch.no_grad()
+def logits_of(model: Any, texts: Sequence[list[int]]) -> list[torch.Tensor]:
+    """The logits of each text, (tokens, vocabulary)."""
+    model.eval()
+    return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in texts]
+
+
+def likeness(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Likeness:
+    """Compare logits text by text."""
+    largest = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+    p = torch.cat([a.log_softmax(-1) for a in wanted])
+    q = torch.cat([b.log_softmax(-1) for b in found])
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    return Likeness(largest, kl, float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+
+
+def check_likeness(found: Likeness, dtype: str) -> None:
+    """Raise MergeRefused when a merged model in this precision strays further than rounding explains."""
+    if found.kl > _MOST_KL[dtype] or found.agreement < _LEAST_AGREEMENT[dtype] or math.isnan(found.kl):
+        problem = (
+            f"the merged model does not answer as base and adapter do: KL {found.kl:.3g}, the same likeliest token at "
+            f"{found.agreement:.1%} of places"
+        )
+        raise MergeRefused(problem, fix="Merge with --dtype float32; if that fails too, report it.")
+
+
+def score_of(model: Any, rows: Sequence[Row], tokenizer: Any) -> Score | None:
+    """Greedy answers to a suite's rows, without generating; None when there are none with an answer."""
+    examples: list[Example] = [encode(row, tokenizer) for row in rows]
+    if not examples:
+        return None
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return score(model, examples, pad, tokenizer.eos_token_id)
+
+
+@torch.no_grad()
+def in_memory(base: Path, deltas: Deltas, change: Change, others: Change | None) -> Any:
+    """A merged model that is not written, for measuring."""
+    model = load_base(base, torch.float32)
+    for name, module in model.named_modules():
+        if name in deltas.modules:
+            module.weight.copy_(change(name, module.weight))
+        elif others and is_linear(f"{name}.weight") and isinstance(module, torch.nn.Linear):
+            module.weight.copy_(others(name, module.weight))
+    return model
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What 4 bits do to an adapter, as means over its layers.
+
+    `change` is its size relative to the weight, `error` that of quantisation, `survives` the cosine of what is left with what
+    was meant.
+    """
+
+    change: float
+    error: float
+    survives: float
+
+
+def erasure(base: Path, deltas: Deltas, precision: str) -> Erasure:
+    """Measure it on every layer that the adapter changes."""
+    model = load_base(base, torch.float32)
+    found = []
+    for name in sorted(deltas.modules):
+        weight, delta = model.get_submodule(name).weight.detach(), deltas.of(name)
+        rounded = four_bits(weight, precision)
+        left = four_bits(rounded + delta, precision) - rounded
+        cosine = float((left * delta).sum() / (left.norm() * delta.norm()).clamp(min=1e-12))
+        found.append((float(delta.norm() / weight.norm()), float((weight - rounded).norm() / weight.norm()), cosine))
+    return Erasure(*(sum(values) / len(found) for values in zip(*found, strict=True)))

@@ -1,0 +1,147 @@
+"""One merge from beginning to end: choose what to merge onto, write, compare, describe, show what 4 bits would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.registry.fingerprint import check_base
+from engine.tuning import merge
+from engine.tuning.base_model import load_base, load_tokenizer
+from engine.tuning.data import Row
+from engine.tuning.deltas import Deltas
+from engine.tuning.heldout import Score
+from engine.tuning.merge_check import (
+    check_likeness,
+    erasure,
+    in_memory,
+    likeness,
+    logits_of,
+    reference,
+    score_of,
+    texts_of,
+)
+
+_FULL = "full"
+_SHOWN = "nf4-double"  # what most people would merge into
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class Merging:
+    """A version's folder, its base, and rows to score on; the reference's answers are computed once."""
+
+    def __init__(
+        self, folder: Path, precision: str, base: Path, rows: Sequence[Row], report: Callable[[str, str, float], None]
+    ) -> None:
+        self.precision, self.base, self.rows, self.report = precision, base, rows, report
+        self.folder = folder
+        self.deltas = Deltas.read(folder)
+        self.tokenizer = load_tokenizer(base)
+        self.texts = texts_of(rows, self.tokenizer)
+        self._trained: tuple[list[torch.Tensor], Score | None] | None = None
+
+    @property
+    def trained(self) -> tuple[list[torch.Tensor], Score | None]:
+        """Logits and score of base and adapter as it was trained."""
+        if self._trained is None:
+            self.report("comparing", "base and adapter, as trained", 0.1)
+            self._trained = self._measured(reference(self.base, self.folder, self.precision))
+        return self._trained
+
+    def choose(self, onto: str) -> tuple[str, dict[str, Any]]:
+        """Which weights to merge onto, and what spoke for each; only a QLoRA version has a choice."""
+        if self.precision == _FULL:
+            return "base", {}
+        names = ("dequantized", "base") if onto == "auto" else (onto,)
+        choices = {}
+        for name in names:
+            self.report("comparing", f"merged onto {name}", 0.3)
+            choices[name] = self._beside(in_memory(self.base, self.deltas, *self._changes(name)))
+        best = max(choices, key=lambda name: (choices[name]["exact"] or 0.0, -choices[name]["kl"]))
+        return best, choices
+
+    def _changes(self, onto: str) -> tuple[merge.Change, merge.Change | None]:
+        """How to change layers with an adapter, and those without."""
+        if onto == "base" or self.precision == _FULL:
+            return merge.onto_base(self.deltas), None
+        return (
+            merge.onto_dequantized(self.deltas, self.precision),
+            lambda _, weight: merge.four_bits(weight, self.precision),
+        )
+
+    def write(self, out: Path, onto: str, dtype: str, *, check: bool) -> dict[str, Any]:
+        """Write the model; with `check` compare it with what was merged, in the precision that was written."""
+        _, tensors = check_base(self.base)
+        own = _NAMES[tensors[sorted(tensors)[0]].dtype]
+        written = own if dtype == "auto" else dtype
+        change, others = self._changes(onto)
+        merge.write_merged(
+            self.base, self.deltas, change, others, out, dtype, lambda shard: self.report("writing", shard, 0.6)
+        )
+        facts: dict[str, Any] = {"dtype": written}
+        if check:
+            self.report("comparing", "the merged model with base and adapter", 0.8)
+            facts |= self._compare(out, onto, written)
+        return facts
+
+    def _compare(self, out: Path, onto: str, written: str) -> dict[str, Any]:
+        if onto == "base" and self.precision != _FULL:  # it is not what was trained: compare with what was merged
+            wanted, score = self._measured(reference(self.base, self.folder, _FULL))
+        else:
+            wanted, score = self.trained
+        found, merged = self._measured(load_base(out, torch.float32))
+        alike = likeness(wanted, found)
+        check_likeness(alike, written)
+        scores = {"exact": merged.accuracy, "exact_unmerged": score.accuracy} if merged and score else {}
+        return {"likeness": asdict(alike), **scores}
+
+    def demonstrate(self) -> dict[str, Any]:
+        """What becomes of the adapter when it is merged into 4-bit weights, beside everything that it could be."""
+        precision = self.precision if self.precision != _FULL else _SHOWN
+        models: dict[str, Callable[[], Any]] = {
+            "base alone": lambda: load_base(self.base, torch.float32),
+            "base and adapter, as trained": lambda: None,
+            "merged onto the 16-bit base": lambda: in_memory(
+                self.base, self.deltas, merge.onto_base(self.deltas), None
+            ),
+            f"merged into {precision}": lambda: in_memory(
+                self.base,
+                self.deltas,
+                merge.into_four_bits(self.deltas, precision),
+                lambda _, weight: merge.four_bits(weight, precision),
+            ),
+        }
+        found = {}
+        for name, make in models.items():
+            self.report("measuring", name, 0.9)
+            model = make()
+            found[name] = self._beside(model) if model is not None else self._own()
+        return {"models": found, "layers": asdict(erasure(self.base, self.deltas, precision))}
+
+    def _own(self) -> dict[str, Any]:
+        score = self.trained[1]
+        return {"exact": score.accuracy if score else None, "kl": 0.0, "agreement": 1.0}
+
+    def _measured(self, model: Any) -> tuple[list[torch.Tensor], Score | None]:
+        return logits_of(model, self.texts), score_of(model, self.rows, self.tokenizer)
+
+    def _beside(self, model: Any) -> dict[str, Any]:
+        """A model beside the one as trained."""
+        logits, score = self._measured(model)
+        alike = likeness(self.trained[0], logits)
+        return {"exact": score.accuracy if score else None, "kl": alike.kl, "agreement": alike.agreement}
+
+    def card(self, out: Path, ref: str, digest: str, fingerprint: str, facts: dict[str, Any]) -> None:
+        """Write the model card."""
+        alike = facts.get("likeness")
+        checked = f"largest logit difference {alike['largest']:.3g}, KL {alike['kl']:.2g}" if alike else "not compared"
+        scores = {"right on the suite": f"{facts['exact']:.1%}"} if "exact" in facts else {}
+        merge.write_card(out, {
+            "base": self.base.resolve().name, "base fingerprint": fingerprint, "adapter": ref,
+            "adapter digest": digest or "-", "trained on": self.precision, "merged onto": facts["onto"],
+            "precision": facts["dtype"], "compared with base and adapter": checked, **scores,
+        })  # fmt: skip

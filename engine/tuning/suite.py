@@ -1,0 +1,170 @@
+"""An evaluation suite: prompts, and what a right answer is. A file of training rows is one, too.
+
+    {"prompt": "...", "completion": " billing"}                       the answer is this text (case and outer space aside)
+    {"messages": [...], "contains": ["refund"]}                       each of these texts is in the answer
+    {"prompt": "...", "regex": "^[A-Z]{3}$"}                          the expression is found in the answer
+    {"prompt": "...", "json_schema": {"type": "object", ...}}         the answer is JSON that fits the schema
+
+A row may have several; it is right when all hold. `metrics` says which of the keys are to count, if not all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import InvalidRows
+
+METRICS = ("exact", "contains", "regex", "json_schema")
+_KEYS = {"completion": "exact", "contains": "contains", "regex": "regex", "json_schema": "json_schema"}
+_OTHER = {"prompt", "messages", "metrics", "max_tokens", "id"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what is asked, and each metric with what it wants."""
+
+    number: int
+    prompt: str
+    messages: tuple[dict[str, str], ...]
+    wanted: dict[str, Any]
+    max_tokens: int | None = None
+
+    def check(self, answer: str) -> dict[str, bool]:
+        """Which of the row's metrics hold for an answer."""
+        return {metric: _CHECKS[metric](answer, wanted) for metric, wanted in self.wanted.items()}
+
+    @property
+    def label(self) -> str:
+        """The right answer, normalised; empty when the row does not say it."""
+        return normal(self.wanted.get("exact", ""))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's name, the SHA-256 of its bytes, and its rows."""
+
+    name: str
+    digest: str
+    cases: tuple[Case, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes, when it is a classification: every row says its answer, and there are few of them."""
+        found = [case.label for case in self.cases]
+        different = sorted(set(found))
+        few = 2 <= len(different) <= 20 and 3 * len(different) <= len(found)
+        return tuple(different) if all(found) and few else ()
+
+
+def read_suite(file: Path) -> Suite:
+    """Read and check a suite; raises InvalidRows naming every bad row."""
+    try:
+        data = file.read_bytes()
+        lines = data.decode().splitlines()
+    except OSError as error:
+        raise InvalidRows(str(file), [(1, f"it cannot be read: {error.strerror}")], fix="Name a file.") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRows(file.name, [(1, "it is not UTF-8 text")]) from error
+    cases, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            cases.append(_case(line, number))
+        except _Bad as error:
+            wrong.append((number, str(error)))
+    if wrong or not cases:
+        raise InvalidRows(file.name, wrong or [(1, "the file holds no rows")])
+    return Suite(file.name, f"sha256:{hashlib.sha256(data).hexdigest()}", tuple(cases))
+
+
+class _Bad(Exception):
+    pass
+
+
+def _case(line: str, number: int) -> Case:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise _Bad("it is not JSON") from None
+    if not isinstance(row, dict):
+        raise _Bad("it is no JSON object")
+    if unknown := sorted(set(row) - set(_KEYS) - _OTHER):
+        raise _Bad(f"it has an unknown key {unknown[0]!r}; known: {', '.join(sorted({*_KEYS, *_OTHER}))}")
+    prompt, messages, wanted = row.get("prompt", ""), row.get("messages", []), _wanted(row)
+    if isinstance(messages, list) and messages and messages[-1].get("role") == "assistant":
+        wanted.setdefault("exact", messages[-1]["content"])
+        messages = messages[:-1]
+    if bool(prompt) == bool(messages):
+        raise _Bad("it needs either a prompt or messages")
+    if not wanted:
+        raise _Bad(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
+    return Case(number, prompt, tuple(messages), wanted, row.get("max_tokens"))
+
+
+def _wanted(row: dict[str, Any]) -> dict[str, Any]:
+    chosen = row.get("metrics") or METRICS
+    chosen = [chosen] if isinstance(chosen, str) else chosen
+    if unknown := [metric for metric in chosen if metric not in METRICS]:
+        raise _Bad(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+    found = {metric: _readable(metric, row[key]) for key, metric in _KEYS.items() if key in row and metric in chosen}
+    if missing := [metric for metric in chosen if "metrics" in row and metric not in found]:
+        raise _Bad(f"the metric {missing[0]!r} has nothing to compare with")
+    return found
+
+
+def _readable(metric: str, value: Any) -> Any:
+    if metric == "exact" and not (isinstance(value, str) and value.strip()):
+        raise _Bad("completion is no text")
+    if metric == "contains":
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise _Bad("contains is neither a text nor a list of texts")
+        return texts
+    if metric == "regex":
+        try:
+            re.compile(value)
+        except (re.error, TypeError) as error:
+            raise _Bad(f"regex cannot be read: {error}") from None
+    if metric == "json_schema":
+        _check_schema(value)
+    return value
+
+
+def _check_schema(schema: Any) -> None:
+    from jsonschema import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema).check_schema(schema)
+    except (SchemaError, TypeError, AttributeError) as error:
+        raise _Bad(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
+
+
+def normal(text: str) -> str:
+    """A text for comparing: outer space and case do not count."""
+    return text.strip().casefold()
+
+
+def _fits(answer: str, schema: Any) -> bool:
+    from jsonschema.validators import validator_for
+
+    try:
+        content = json.loads(answer)
+    except ValueError:
+        return False
+    return bool(validator_for(schema)(schema).is_valid(content))
+
+
+_CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "exact": lambda answer, wanted: normal(answer) == normal(wanted),
+    "contains": lambda answer, wanted: all(text.casefold() in answer.casefold() for text in wanted),
+    "regex": lambda answer, wanted: re.search(wanted, answer) is not None,
+    "json_schema": _fits,
+}

@@ -1,0 +1,99 @@
+"""`loraplex eval`, `compare` and `promote --require`, against a fake server on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.client.testing import FakeServer
+from engine.commands.backends import connect
+from engine.errors import AdapterNotFound
+from tests.unit.cli.calls import call
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """The fake engine says who heard what: "support@v2 heard: hello"."""
+    file = tmp_path / "suite.jsonl"
+    rows = [{"prompt": f"hello {n}", "contains": "v2 heard: hello"} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_version_is_scored_beside_the_current_one_and_the_base(server: FakeServer, suite: Path) -> None:
+    """All in one go; the result is kept beside the version, for programs and people."""
+    for _ in range(2):
+        server.publish("scored")
+    found = call("eval", "scored@v2", suite, "--server", server.target, "--json").json
+    assert {who: result["accuracy"]["value"] for who, result in found["results"].items()} == {
+        "scored@v2": 1.0, "scored@v1": 0.0, "base": 0.0,
+    }  # fmt: skip
+    assert found["results"]["scored@v2"]["accuracy"]["interval"][0] < 0.7
+    shown = call("eval", "scored@v2", suite, "--server", server.target)
+    assert "1.000 (0.57 to 1.00)" in shown.out
+
+
+def test_likelihoods_go_through_the_server(server: FakeServer, tmp_path: Path) -> None:
+    """The right answer's tokens only."""
+    server.publish("likely")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": " b"}) + "\n")
+    found = call("eval", "likely", file, "--loglik", "--alone", "--server", server.target, "--json").json
+    assert found["results"]["likely@v1"]["loglik"]["value"] <= 0
+
+
+def test_a_promotion_that_requires_a_score_is_refused_without_it(server: FakeServer, suite: Path) -> None:
+    """First there is no evaluation, then a bad one, then a good one; each refusal says the numbers."""
+    for _ in range(3):
+        server.publish("gated")
+    where = ("--server", server.target)
+    promote = ("adapters", "promote", "--require", "accuracy>=0.5 and not worse than current", *where)
+    assert "has no evaluation" in call(*promote, "gated@v2").err
+    call("eval", "gated@v3", suite, *where)
+    refused = call(*promote, "gated@v3")
+    assert refused.code == 1
+    assert "gated@v3 is not promoted: accuracy 0 (95 %: 0 to 0.434, 5 rows), required accuracy >= 0.5" in refused.err
+    call("eval", "gated@v2", suite, *where)
+    assert call(*promote, "gated@v2").code == 0
+    assert (
+        "worse than gated@v2"
+        in call("adapters", "promote", "gated@v3", "--require", "not worse than current", *where).err
+    )
+
+
+def test_a_requirement_that_does_not_parse_is_refused(server: FakeServer) -> None:
+    """Before anything is asked."""
+    shown = call("adapters", "promote", "x@v1", "--require", "accuracy!!", "--server", server.target)
+    assert (shown.code, "cannot be read" in shown.err) == (1, True)
+
+
+def test_evaluations_are_kept_in_a_registry_too(tmp_path: Path, adapter: Callable[[int], Path], model: Path) -> None:
+    """What was kept is read back in order; of a version that does not exist nothing is kept."""
+    registry = str(tmp_path / "registry")
+    call("adapters", "publish", adapter(1), "kept", "--registry", registry, "--model", model)
+
+    async def keep() -> list[int]:
+        async with connect("", registry, None) as backend:
+            for number in (1, 2):
+                await backend.record_evaluation("kept", "v1", {"number": number})
+            with pytest.raises(AdapterNotFound):
+                await backend.record_evaluation("kept", "v9", {})
+            return [record["number"] for record in await backend.evaluations("kept", "v1")]
+
+    assert asyncio.run(keep()) == [1, 2]
+
+
+def test_answers_side_by_side(server: FakeServer, suite: Path) -> None:
+    """Those that differ are counted, or alone shown."""
+    for _ in range(2):
+        server.publish("sided")
+    words = ("compare", "sided@v1", "sided@v2", suite, "--server", server.target)
+    shown = call(*words, "--rows", "3")
+    assert "3 of 3 answers differ" in shown.out
+    assert "sided@v2 heard: hello 1" in shown.out
+    same = call("compare", "sided@v1", "sided@v1", suite, "--different", "--server", server.target)
+    assert "0 of 5 answers differ" in same.out

@@ -1,0 +1,127 @@
+"""Real processes, really killed, under load: nobody loses an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.client import AsyncClient
+from engine.client.testing import write_adapter, write_base
+from loadtest.bench.child import free_port
+
+NAMES = ("support", "legal", "code", "")
+
+
+class Process:
+    """A process that can be killed and started again; it listens on one port."""
+
+    def __init__(self, *command: str) -> None:
+        self._command = command
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again)."""
+        self.process = subprocess.Popen([sys.executable, "-m", *self._command], start_new_session=True)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it, by default without a chance to say anything."""
+        self.process.send_signal(number)
+        self.process.wait(10)
+
+
+@contextmanager
+def processes(folder: Path, count: int) -> Iterator[tuple[list[Process], list[str], str]]:
+    """Servers and a router as processes; their addresses."""
+    write_base(folder / "base")
+    ports = [free_port() for _ in range(count + 1)]
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    started: list[Process] = []
+    try:
+        for number, port in enumerate(ports[:-1]):
+            settings = {
+                "model": str(folder / "base"), "registry": str(folder / "registry"), "cache": str(folder / f"{number}"),
+                "port": port, "http_port": 0, "drain_s": 5, "token_interval_s": 0.01,
+            }  # fmt: skip
+            started.append(Process("tests.unit.cluster.slow_server", json.dumps(settings)))
+        router = ["router", "--replicas", ",".join(addresses[:-1]), "--port", str(ports[-1]), "--http-port", "0"]
+        started.append(Process("engine.cli", *router, "--log-level", "error", "--poll-s", "0.1"))
+        yield started, addresses[:-1], addresses[-1]
+    finally:
+        for one in started:
+            one.kill()
+
+
+class Load:
+    """Callers in a closed loop, and what came of their requests."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._numbers = itertools.count()
+        self.answered = 0
+        self.failovers = 0
+        self.wrong: list[Any] = []
+
+    @asynccontextmanager
+    async def running(self, callers: int) -> AsyncIterator[None]:
+        """Load for the time of the block; afterwards every request has ended."""
+        self._going = True
+        tasks = [asyncio.create_task(self._call(number)) for number in range(callers)]
+        try:
+            yield
+        finally:
+            self._going = False
+            await asyncio.gather(*tasks)
+
+    async def _call(self, caller: int) -> None:
+        while self._going:
+            name = NAMES[caller % len(NAMES)]
+            text = f"request {next(self._numbers)}"
+            expected = f"{name + '@v1' if name else 'base'} heard: {text}"
+            try:
+                said = ""
+                async for chunk in self._client.stream(prompt=text, adapter=name or None, temperature=0):
+                    said += chunk.text
+            except Exception as error:  # noqa: BLE001 - every failure counts
+                self.wrong.append((text, error))
+                continue
+            self.answered += 1
+            if said != expected:
+                self.wrong.append((expected, said))
+
+
+@pytest.mark.timeout(60)
+async def test_replicas_are_killed_under_load(tmp_path: Path) -> None:
+    """Servers are killed, frozen and politely restarted, one after the other: every answer comes whole, once and right."""
+    with processes(tmp_path, 3) as (started, addresses, router):
+        async with AsyncClient(router, timeout_s=30, retries=0) as client:
+            for address in addresses:
+                async with AsyncClient(address) as direct:
+                    await direct.wait_ready(timeout_s=30)
+            await client.wait_ready(timeout_s=30)
+            for seed, name in enumerate(filter(None, NAMES)):
+                write_adapter(tmp_path / name, seed)
+                await client.adapters.publish(tmp_path / name, name)
+            load = Load(client)
+            pick = random.Random(5)
+            async with load.running(12):
+                until = time.monotonic() + 3
+                while time.monotonic() < until:
+                    await asyncio.sleep(0.4)
+                    victim = started[pick.randrange(3)]
+                    await asyncio.to_thread(victim.kill, pick.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
+                    victim.start()
+                    await asyncio.sleep(1.0)
+            assert not load.wrong
+            assert load.answered > 25

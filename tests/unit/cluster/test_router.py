@@ -1,0 +1,191 @@
+"""The router: the same contract as one server, requests where their adapters are, changes everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
+from engine.api.loraplex.v1 import generation_pb2 as pb
+from engine.client.testing import write_adapter
+from tests.unit.cluster.conftest import StartCluster
+from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
+
+
+async def test_same_contract(start: StartCluster) -> None:
+    """Unary, stream, counts, overview, health and errors are those of a server."""
+    async with start() as cluster:
+        stubs = cluster.stubs
+        await cluster.publish("support")
+        answer = await stubs.generation.Generate(ask("hello", "support"))
+        assert answer.completions[0].text == "support@v1 heard: hello"
+        messages = await all_of(stubs.generation.GenerateStream(ask_stream("hello", "support", logprobs=1)))
+        assert "".join(message.text for message in messages) == "support@v1 heard: hello"
+        assert [message.sequence for message in messages] == list(range(len(messages)))
+        assert messages[-1].usage == answer.usage
+        assert messages[-1].failovers == answer.failovers == 0
+        assert (await stubs.generation.CountTokens(pb.CountTokensRequest(text="hello"))).prompt_tokens == 5
+        engine = await stubs.engine.GetEngine(engine_pb2.GetEngineRequest())
+        assert engine.engine == "2 of 2 replicas: fake"
+        assert engine.limits.max_running == 2 * cluster.apps[0].settings.max_running
+        health = health_pb2_grpc.HealthStub(stubs.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        refusal = await refused(stubs.generation.Generate(ask("hello", "suport")))
+        assert (refusal.code.name, refusal.reason) == ("NOT_FOUND", "ADAPTER_NOT_FOUND")
+        refusal = await refused(stubs.generation.Generate(ask("hello", max_tokens=0)))
+        assert list(refusal.violations) == ["sampling.max_tokens"]
+        call = stubs.channel.unary_unary("/loraplex.v1.GenerationService/Generate")
+        assert (await refused(call(b"\xff\xff"))).code.name == "INVALID_ARGUMENT"
+
+
+async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> None:
+    """The id that the router gives or the caller brings is the replica's, and quotas are the caller's tenant's."""
+    async with start(max_waiting_per_tenant=0, max_running=1, token_interval_s=0.01) as cluster:
+        metadata = (("x-request-id", "mine-1"), ("x-loraplex-tenant", "gold"))
+        running = asyncio.create_task(cluster.client.generate(prompt="on", max_tokens=200, ignore_eos=True))
+        other = asyncio.create_task(cluster.client.generate(prompt="no", max_tokens=200, ignore_eos=True))
+        await until(lambda: all(engine.running for engine in cluster.engines))
+        refusal = await refused(cluster.stubs.generation.Generate(ask(), metadata=metadata))
+        assert refusal.quota == {} or "gold" in refusal.quota
+        assert refusal.metadata["request_id"] == "mine-1"
+        running.cancel()
+        other.cancel()
+        await asyncio.gather(running, other, return_exceptions=True)
+        answer = await cluster.stubs.generation.Generate(ask())
+        assert len(answer.request_id) == 32
+
+
+async def test_an_adapter_stays_at_one_replica(start: StartCluster) -> None:
+    """Requests for an adapter go where it is; many adapters are spread."""
+    async with start(3) as cluster:
+        names = [f"a{number}" for number in range(9)]
+        for number, name in enumerate(names):
+            await cluster.publish(name, number)
+        for _ in range(3):
+            await asyncio.gather(*(cluster.client.generate(adapter=name, prompt="x", temperature=0) for name in names))
+        residents = [cluster.residents(number) for number in range(3)]
+        assert sum(map(len, residents)) == len(names)
+        assert all(residents)
+
+
+async def test_a_publication_is_visible_everywhere(start: StartCluster) -> None:
+    """What is published through the router, or at one server alone, all answer before they would look by themselves."""
+    async with start(3) as cluster:
+        await cluster.publish("support")
+        for app in cluster.apps:
+            assert "support" in app.catalog.adapters
+        write_adapter(cluster.folder / "other", 9)
+        header = adapters_pb2.PublishHeader(name="direct")
+        target = cluster.addresses[0]
+        await asyncio.to_thread(lambda: upload(target, parts(cluster.folder / "other", header)))
+        for _ in range(3):
+            assert (
+                await cluster.client.generate(adapter="direct", prompt="x", temperature=0)
+            ).text == "direct@v1 heard: x"
+
+
+async def test_a_refused_upload_says_why(start: StartCluster) -> None:
+    """A publication that the replica refuses in its middle ends with the replica's own status."""
+    async with start() as cluster:
+        target = f"127.0.0.1:{cluster.router.port}"
+        messages = [chunk("a", b"x")] * 3
+
+        def send() -> str:
+            try:
+                upload(target, messages)
+            except grpc.RpcError as error:
+                return str(error)
+            return "accepted"
+
+        assert "must be the first message" in await asyncio.to_thread(send)
+
+
+async def test_promotion_is_warm_before_it_switches(start: StartCluster) -> None:
+    """When the alias moves, every replica that will be asked has the version; a rollback too; progress tells of it."""
+    async with start(2) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        steps: list[str] = []
+        change = await cluster.client.adapters.promote(
+            "support", "v2", on_progress=lambda step: steps.append(step.detail)
+        )
+        assert change.version == "v2"
+        assert "support@v2 is ready on 2 of 2 replicas" in steps
+        assert all("support@v2" in cluster.residents(number) for number in range(2))
+        assert (
+            await cluster.client.generate(adapter="support", prompt="x", temperature=0)
+        ).text == "support@v2 heard: x"
+        change = await cluster.client.adapters.rollback("support")
+        assert change.version == "v1"
+        assert all("support@v1" in cluster.residents(number) for number in range(2))
+        canary = await all_of(
+            cluster.stubs.adapters.SetCanary(adapters_pb2.SetCanaryRequest(name="support", version="v2", weight=0.5))
+        )
+        assert canary[-1].change.canary_weight == 0.5
+        ended = await cluster.stubs.adapters.EndCanary(adapters_pb2.EndCanaryRequest(name="support"))
+        assert not ended.change.HasField("canary_weight")
+
+
+async def test_a_promotion_that_one_replica_cannot_do_moves_nothing(start: StartCluster) -> None:
+    """One replica refuses to load the version: the caller learns which and why, and the alias stays."""
+    async with start(2) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+
+        async def refuse(adapter: object) -> None:
+            raise RuntimeError("no memory")
+
+        cluster.engines[1].load_adapter = refuse  # type: ignore[method-assign]
+        request = adapters_pb2.SetAliasRequest(name="support", alias="current", version="v2")
+        refusal = await refused(all_of(cluster.stubs.adapters.SetAlias(request)))
+        assert (refusal.code.name, refusal.reason) == ("FAILED_PRECONDITION", "NOT_EVERYWHERE")
+        assert cluster.addresses[1] in refusal.message
+        assert "the alias has not moved" in refusal.message
+        assert dict((await cluster.client.adapters.get("support")).adapter.aliases)["current"] == "v1"
+
+
+async def test_preload_pin_and_unload_everywhere(start: StartCluster) -> None:
+    """They reach every replica, and what no replica knows is not found."""
+    async with start(3) as cluster:
+        await cluster.publish("support")
+        assert (await cluster.client.adapters.preload("support")).version == "v1"
+        assert all(cluster.residents(number) == {"support@v1"} for number in range(3))
+        await cluster.stubs.adapters.PinAdapter(adapters_pb2.PinAdapterRequest(adapter="support", pinned=True))
+        for app in cluster.apps:
+            assert app.generator
+            assert all(one.pinned for one in app.generator.residency.residents())
+        unload = adapters_pb2.UnloadAdapterRequest(adapter="support")
+        assert (await cluster.stubs.adapters.UnloadAdapter(unload)).was_resident
+        assert not any(cluster.residents(number) for number in range(3))
+        pin = adapters_pb2.PinAdapterRequest(adapter="support@v7", pinned=True)
+        assert (await refused(cluster.stubs.adapters.PinAdapter(pin))).reason == "ADAPTER_NOT_FOUND"
+
+
+async def test_draining_and_restarting_replicas_get_nothing(start: StartCluster) -> None:
+    """A replica that drains is left alone, and when all do, callers are told when to come back."""
+    async with start(2) as cluster:
+        cluster.apps[0].admission.drain()
+        await cluster.look(0)
+        for _ in range(4):
+            await cluster.client.generate(prompt="x", temperature=0)
+        assert not cluster.apps[0].metrics.generated_tokens
+        cluster.apps[1].admission.drain()
+        await cluster.look(1)
+        refusal = await refused(cluster.stubs.generation.Generate(ask()))
+        assert (refusal.code.name, refusal.reason, refusal.retry_s) == ("UNAVAILABLE", "NO_REPLICA", 5.0)
+
+
+@pytest.mark.parametrize("kind", ["drain", "full"])
+async def test_a_refusal_before_the_router_knows(start: StartCluster, kind: str) -> None:
+    """A replica that drains or is full since the router last looked refuses, and the other one answers."""
+    async with start(2, max_running=1, max_waiting=0, token_interval_s=0.002, router={"poll_s": 30}) as cluster:
+        if kind == "drain":
+            cluster.apps[0].admission.drain()
+        running = [asyncio.create_task(cluster.client.generate(prompt=f"{n}", max_tokens=60)) for n in range(2)]
+        answers = await asyncio.gather(*running, return_exceptions=True)
+        assert not isinstance(answers[0], BaseException)
+        if kind == "full":
+            assert not isinstance(answers[1], BaseException)

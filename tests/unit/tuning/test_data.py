@@ -1,0 +1,155 @@
+"""Rows: each bad one is named with its reason, before anything is loaded; nothing held out is trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRecipe, InvalidRows
+from engine.tuning.data import Row, duplicates, read_rows, split_rows
+from engine.tuning.encoding import IGNORED, encode, encode_rows
+from tests.unit.tuning.tiny import questions, write_rows
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "no JSON object"),
+        ({"text": "x"}, "neither messages nor prompt and completion, but 'text'"),
+        ({"prompt": "x", "completion": "  "}, "completion is empty"),
+        ({"prompt": "", "completion": "x"}, "prompt is empty"),
+        ({"prompt": 3, "completion": "x"}, "must both be text"),
+        ({"messages": []}, "list of turns"),
+        ({"messages": [*CHAT, {"role": "bot", "content": "x"}]}, "role 'bot'"),
+        ({"messages": CHAT[:1]}, "no answer to learn"),
+        ({"messages": CHAT[1:]}, "answers nothing"),
+        ({"messages": [*CHAT, CHAT[1]]}, "both by 'assistant'"),
+        ({"messages": [*CHAT, {"role": "system", "content": "x"}, *CHAT]}, "may only come first"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "is empty"),
+        ({"messages": [{"role": "user"}]}, "no object with role and content"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
+    """The row's number in the file, blank lines counted, and what is wrong with it."""
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    bad = row if isinstance(row, str) else json.dumps(row)
+    (tmp_path / "rows.jsonl").write_text(f"{good}\n\n{bad}\n{good}\n")
+    with pytest.raises(InvalidRows) as caught:
+        read_rows(str(tmp_path / "rows.jsonl"))
+    ((number, reason),) = caught.value.rows
+    assert number == 3
+    assert said in reason
+
+
+def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
+    """Nobody should have to correct a file one error at a time."""
+    (tmp_path / "rows.jsonl").write_text("{\n" * 30)
+    with pytest.raises(InvalidRows, match="30 rows are wrong") as caught:
+        read_rows(str(tmp_path / "rows.jsonl"))
+    assert len(caught.value.rows) == 30
+    assert "and 20 more" in caught.value.message
+
+
+def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
+    """With different words."""
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InvalidRows, match="holds no rows"):
+        read_rows(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(InvalidRecipe, match="cannot read"):
+        read_rows(str(tmp_path / "absent.jsonl"))
+
+
+def test_rows_come_from_urls_and_compressed_files(tmp_path: Path) -> None:
+    """Whatever fsspec opens."""
+    import gzip
+
+    import fsspec
+
+    line = json.dumps({"prompt": "a", "completion": "b"})
+    with fsspec.open("memory://rows.jsonl", "wt") as file:
+        file.write(line)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    assert read_rows("memory://rows.jsonl").rows == read_rows(str(tmp_path / "rows.jsonl.gz")).rows
+
+
+def test_a_held_out_question_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    """A score on what was trained on says nothing, whatever the answer there is."""
+    train = write_rows(tmp_path / "train.jsonl", questions(0, 9))
+    held_out = write_rows(tmp_path / "heldout.jsonl", [("new", " yes"), ("q3:", " no")])
+    with pytest.raises(InvalidRows, match="row 4 of the training data"):
+        split_rows(str(train), str(held_out), 1)
+
+
+def test_a_share_is_held_out_by_question(tmp_path: Path) -> None:
+    """No question on both sides, the same split whatever the rows' order, and another one for another seed."""
+    pairs = [(f"q{n % 50}", f" a{n}") for n in range(100)]
+    forwards = split_rows(str(write_rows(tmp_path / "a.jsonl", pairs)), 0.2, 1)
+    backwards = split_rows(str(write_rows(tmp_path / "b.jsonl", pairs[::-1])), 0.2, 1)
+    asked = {row.question for row in forwards.held_out}
+    assert len(asked) == 10
+    assert asked == {row.question for row in backwards.held_out}
+    assert not asked & {row.question for row in forwards.train}
+    assert asked != {row.question for row in split_rows(str(tmp_path / "a.jsonl"), 0.2, 2).held_out}
+
+
+def test_too_few_rows_to_hold_any_out_are_refused(tmp_path: Path) -> None:
+    """One question cannot be on both sides."""
+    with pytest.raises(InvalidRows, match="too few"):
+        split_rows(str(write_rows(tmp_path / "a.jsonl", [("q", " a")])), 0.5, 1)
+
+
+def test_duplicates_are_counted_by_question_and_answer() -> None:
+    """The same question with another answer is no duplicate."""
+    rows = [Row(1, "q", "a"), Row(2, "q", "a"), Row(3, "q", "b")]
+    assert duplicates(rows) == 1
+
+
+def learnt(row: Row, tokenizer: Any) -> str:
+    """The text that has labels."""
+    return str(tokenizer.decode([label for label in encode(row, tokenizer).labels if label != IGNORED]))
+
+
+def test_only_the_completion_and_the_end_token_are_learnt(tokenizer: Any) -> None:
+    """The prompt has no labels."""
+    assert learnt(Row(1, "question", " answer"), tokenizer) == " answer</s>"
+
+
+def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(tokenizer: Any) -> None:
+    """Neither what users say, nor the template's own text; and the whole is what the model is shown when it serves."""
+    turns = (*CHAT, {"role": "user", "content": "again"}, {"role": "assistant", "content": "yes"})
+    row = Row(1, messages=turns)
+    assert learnt(row, tokenizer) == "ho</s>yes</s>"
+    rendered = tokenizer.apply_chat_template(list(turns), tokenize=False)
+    assert tokenizer.decode(encode(row, tokenizer).ids) == rendered
+
+
+def test_answers_in_a_prompt_of_messages_are_not_learnt(tokenizer: Any) -> None:
+    """With prompt and completion as lists of messages, only the completion is."""
+    row = Row(1, messages=(*CHAT, CHAT[0], {"role": "assistant", "content": "last"}), first=3)
+    assert learnt(row, tokenizer) == "last</s>"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
+    """The pieces would not be what the model is shown when it serves."""
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+    with pytest.raises(InvalidRows, match="renders earlier turns differently"):
+        encode_rows([Row(7, messages=tuple(CHAT))], other, 100, "rows")
+
+
+def test_a_row_without_room_for_its_answer_is_refused_and_a_cut_one_is_known(tokenizer: Any) -> None:
+    """The limit counts prompt and answer."""
+    whole, cut = Row(1, "123", "45"), Row(2, "123", "456789")
+    first, second = encode_rows([whole, cut], tokenizer, 6, "rows")
+    assert (first.cut, second.cut) == (False, True)
+    with pytest.raises(InvalidRows, match="the answer is cut off") as caught:
+        encode_rows([whole, Row(5, "1234567", "8")], tokenizer, 6, "rows")
+    assert [number for number, _ in caught.value.rows] == [5]

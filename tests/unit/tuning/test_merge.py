@@ -1,0 +1,219 @@
+"""Merging: the merged model answers as base and adapter do, and a merge that would lose the adapter is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
+
+from engine.errors import InvalidAdapter, MergeRefused, NoSpace
+from engine.registry.fingerprint import read_base
+from engine.tuning.combine import combine
+from engine.tuning.deltas import Deltas
+from engine.tuning.merge import check_target, four_bits, onto_base, write_merged
+from engine.tuning.merge_check import Likeness, check_likeness, erasure
+from engine.tuning.merging import Merging
+from tests.unit.cli.calls import call
+from tests.unit.tuning.tiny import questions, write_rows
+
+TEXT = torch.tensor([list(b"what is merged stays")])
+
+
+def write_adapter(folder: Path, base: Path, seed: int = 0, size: float = 0.3, **settings: Any) -> Path:
+    """A random adapter of the base."""
+    torch.manual_seed(seed)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **settings}
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(**config))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=size)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink()
+    return folder
+
+
+def merging(adapter: Path, base: Path, precision: str = "full", rows: Any = ()) -> Merging:
+    """A merge that reports to nobody."""
+    return Merging(adapter, precision, base, rows, lambda *_: None)
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """What a model says to the text."""
+    with torch.no_grad():
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)(TEXT).logits
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
+        {"alpha_pattern": {"down_proj": 32}},
+    ],
+    ids=["plain", "rslora", "rank-pattern", "alpha-pattern"],
+)
+def test_a_merged_model_answers_as_base_and_adapter(tmp_path: Path, base: Path, settings: dict[str, Any]) -> None:
+    """In float32 to the last digits, whatever scales the adapter; and it is a base of its own, with tokenizer and card."""
+    from peft import PeftModel
+
+    adapter = write_adapter(tmp_path / "adapter", base, **settings)
+    work = merging(adapter, base)
+    facts = work.write(tmp_path / "out", "base", "float32", check=True)
+    work.card(tmp_path / "out", "support@v2", "sha256:d", "sha256:f", {"onto": "base", **facts})
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))(TEXT).logits
+    assert torch.allclose(logits(tmp_path / "out"), wanted, atol=1e-4)
+    assert not torch.allclose(logits(base), wanted, atol=1e-2)
+    assert read_base(tmp_path / "out").fingerprint != read_base(base).fingerprint
+    assert "support@v2" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_base_in_shards_is_merged_shard_by_shard(tmp_path: Path, base: Path) -> None:
+    """The same names in the same files, with their index."""
+    sharded = tmp_path / "sharded"
+    LlamaForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="10KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (sharded / name).write_bytes((base / name).read_bytes())
+    adapter = write_adapter(tmp_path / "adapter", base)
+    seen: list[str] = []
+    deltas = Deltas.read(adapter)
+    write_merged(sharded, deltas, onto_base(deltas), None, tmp_path / "out", "auto", seen.append)
+    write_merged(base, deltas, onto_base(deltas), None, tmp_path / "whole", "auto", lambda _: None)
+    assert len(seen) > 2
+    assert torch.equal(logits(tmp_path / "out"), logits(tmp_path / "whole"))
+
+
+def test_rounding_to_sixteen_bits_is_within_its_tolerance_and_noise_is_not(tmp_path: Path, base: Path) -> None:
+    """The comparison passes what rounding explains; it refuses what it does not."""
+    adapter = write_adapter(tmp_path / "adapter", base, size=0.05)
+    facts = merging(adapter, base).write(tmp_path / "out", "base", "bfloat16", check=True)
+    assert facts["dtype"] == "bfloat16"
+    with pytest.raises(MergeRefused, match="does not answer as base and adapter do"):
+        check_likeness(Likeness(9.0, 0.5, 0.67), "bfloat16")
+
+
+def test_four_bits_erase_an_adapter(tmp_path: Path, base: Path) -> None:
+    """A change that is a small part of a 4-bit step is rounded away: hardly anything of it survives."""
+    adapter = write_adapter(tmp_path / "adapter", base, size=0.03)
+    found = erasure(base, Deltas.read(adapter), "nf4-double")
+    assert found.change < found.error / 5
+    assert found.survives < 0.3
+    lost = merging(adapter, base).demonstrate()
+    assert lost["models"]["merged onto the 16-bit base"]["kl"] < 1e-5 < lost["models"]["merged into nf4-double"]["kl"]
+
+
+def test_a_qlora_version_is_merged_onto_what_it_was_trained_on(tmp_path: Path, base: Path) -> None:
+    """Both bases are compared; the dequantised one is exact, the original one is not."""
+    adapter = write_adapter(tmp_path / "adapter", base, size=0.05)
+    work = merging(adapter, base, "nf4-double")
+    onto, choices = work.choose("auto")
+    assert onto == "dequantized"
+    assert choices["dequantized"]["kl"] < 1e-6 < choices["base"]["kl"]
+    facts = work.write(tmp_path / "out", onto, "float32", check=True)
+    assert facts["likeness"]["agreement"] == 1.0
+
+
+def test_quantising_twice_changes_nothing() -> None:
+    """A dequantised weight lies on the grid, which is why a small change to it rounds straight back."""
+    torch.manual_seed(0)
+    once = four_bits(torch.randn(64, 64), "nf4")
+    assert torch.allclose(four_bits(once, "nf4"), once, atol=1e-6)
+    assert torch.allclose(four_bits(once + 1e-4, "nf4"), once, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["nf4", "4bit", "int8"])
+def test_a_four_bit_target_is_refused_with_the_reason(base: Path, target: str) -> None:
+    """Before anything is computed."""
+    with pytest.raises(MergeRefused, match="would erase the adapter") as caught:
+        check_target(base, target)
+    assert "then quantise the merged model" in caught.value.fix
+
+
+def test_a_quantised_base_is_refused(tmp_path: Path, base: Path) -> None:
+    """Its own configuration says so."""
+    import shutil
+
+    shutil.copytree(base, tmp_path / "quantised")
+    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MergeRefused, match="is quantised"):
+        check_target(tmp_path / "quantised", "auto")
+
+
+def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half model that somebody might serve; and a full disk is found before."""
+    import shutil
+
+    deltas = Deltas.read(write_adapter(tmp_path / "adapter", base))
+
+    def fail(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_merged(base, deltas, onto_base(deltas), None, tmp_path / "out", "auto", fail)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))  # type: ignore[attr-defined]
+    with pytest.raises(NoSpace):
+        write_merged(base, deltas, onto_base(deltas), None, tmp_path / "out", "auto", lambda _: None)
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: Path) -> None:
+    """By its layers, when nothing else says so."""
+    deltas = Deltas.read(write_adapter(tmp_path / "adapter", base))
+    other = Deltas(deltas.folder, deltas.config, deltas.modules | {"model.layers.9.mlp.up_proj"})
+    with pytest.raises(MergeRefused, match="no layer"):
+        write_merged(base, other, onto_base(other), None, tmp_path / "out", "auto", lambda _: None)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "cat", "svd"])
+def test_several_adapters_become_one(tmp_path: Path, base: Path, method: str) -> None:
+    """An ordinary adapter; where the method is exact, its change is the weighted sum of theirs."""
+    parts = [write_adapter(tmp_path / f"part{n}", base, seed=n) for n in (1, 2)]
+    config = combine(base, parts, [0.7, 0.3], method, 0.6, tmp_path / "both")
+    assert config["r"] == (8 if method == "cat" else 4)
+    assert not (tmp_path / "both.partial").exists()
+    both, first, second = (Deltas.read(folder) for folder in (tmp_path / "both", *parts))
+    module = sorted(both.modules)[0]
+    if method == "cat":
+        wanted = 0.7 * first.of(module) + 0.3 * second.of(module)
+        assert torch.allclose(both.of(module), wanted, atol=0.05)
+    assert float(both.of(module).norm()) > 0
+
+
+def test_what_cannot_be_combined_is_refused(tmp_path: Path, base: Path) -> None:
+    """Different ranks where the method adds them up, an unknown method, weights that do not fit."""
+    parts = [write_adapter(tmp_path / f"part{rank}", base, r=rank) for rank in (2, 4)]
+    for weights, method, said in (([1, 1], "ties", "one rank"), ([1, 1], "mean", "unknown"), ([1], "svd", "1 weights")):
+        with pytest.raises(MergeRefused, match=said):
+            combine(base, parts, weights, method, 0.5, tmp_path / "both")
+
+
+def test_the_command_merges_a_published_version(tmp_path: Path, base: Path) -> None:
+    """Out of a registry, scored on a suite; the version's base is checked first."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    where = ("--registry", tmp_path / "registry", "--model", base)
+    assert call("adapters", "publish", adapter, "tiny", *where).code == 0
+    suite = write_rows(tmp_path / "suite.jsonl", questions(0, 4))
+    found = call("merge", "tiny", "--out", tmp_path / "out", "--suite", suite, "--dtype", "float32", *where, "--json")
+    assert found.json["exact"] == found.json["exact_unmerged"]
+    assert call("merge", "tiny", "--out", tmp_path / "out", *where).code == 2  # the folder exists
+    refused = call("merge", "tiny", "--out", tmp_path / "other", "--onto", "nf4", *where)
+    assert (refused.code, "would erase" in refused.err) == (1, True)
+    both = call("merge", "tiny@v1", adapter, "--method", "cat", "--out", tmp_path / "both", *where)
+    assert both.code == 0
+    assert call("adapters", "publish", tmp_path / "both", "both", *where).code == 0
+
+
+def test_a_damaged_configuration_is_refused(tmp_path: Path, base: Path) -> None:
+    """DoRA is more than a sum."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"use_dora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidAdapter, match="DoRA"):
+        Deltas.read(adapter)

@@ -1,0 +1,97 @@
+"""Recipes: what is wrong with one is said before anything is loaded, with what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from engine.errors import InvalidRecipe
+from engine.tuning.estimate import estimate, read_shape, target_names
+from engine.tuning.recipe import TEMPLATE, Recipe, load_recipe, parse_recipe
+
+
+def test_the_recipe_that_init_writes_is_valid() -> None:
+    """Every key of the commented template exists, and its values are the defaults where it says so."""
+    recipe = parse_recipe(yaml.safe_load(TEMPLATE))
+    assert recipe.lora.scaled_by == 2 * recipe.lora.rank
+    assert recipe.data.packing
+
+
+def test_paths_are_relative_to_the_recipe(recipe_file: Path) -> None:
+    """A recipe works from any folder."""
+    recipe = load_recipe(recipe_file)
+    assert Path(recipe.data.train) == recipe_file.parent / "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "said"),
+    [
+        ({"lora": {"rnak": 4}}, "lora.rnak", "did you mean 'rank'"),
+        ({"trian": {}}, "trian", "did you mean 'train'"),
+        ({"lora": {"rank": 0}}, "lora.rank", "greater than or equal to 1"),
+        ({"lora": {"rank": 64}}, "lora.rank", "above the engine's limit of 16"),
+        ({"lora": {"alpha": -1}}, "lora.alpha", "greater than 0"),
+        ({"train": {"steps": 1, "epochs": 1}}, "train", "not both"),
+        ({"train": {"learning_rate": 0}}, "train.learning_rate", "greater than 0"),
+        ({"method": "full"}, "method", "'lora' or 'qlora'"),
+        ({"data": {"train": "x", "held_out": 1.5}}, "data.held_out", "between 0 and 1"),
+        ({"name": "No Spaces"}, "name", "match pattern"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(recipe_file: Path, change: dict[str, Any], key: str, said: str) -> None:
+    """Each mistake is refused by its dotted path."""
+    content = yaml.safe_load(recipe_file.read_text()) | change
+    with pytest.raises(InvalidRecipe) as caught:
+        parse_recipe(content)
+    assert caught.value.key == key
+    assert said in caught.value.message + caught.value.fix
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [", ""])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    """A file that is not YAML, or holds no keys."""
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidRecipe):
+        load_recipe(file)
+
+
+def test_changes_from_the_command_line_may_be_short(recipe_file: Path) -> None:
+    """`rank` is lora.rank, `steps` is train.steps."""
+    recipe = load_recipe(recipe_file, {"rank": 2, "train.steps": 3, "max_length": 32})
+    assert (recipe.lora.rank, recipe.train.steps, recipe.data.max_length) == (2, 3, 32)
+
+
+def test_unknown_targets_are_refused_with_those_that_exist(recipe_file: Path, base: Path) -> None:
+    """A layer that the base does not have."""
+    recipe = load_recipe(recipe_file, {"targets": ["q_prj"]})
+    with pytest.raises(InvalidRecipe, match="q_prj") as caught:
+        target_names(recipe, read_shape(base))
+    assert "q_proj" in caught.value.fix
+
+
+def test_targets_by_kind(recipe_file: Path, base: Path) -> None:
+    """Attention's four layers, or all linear ones; never the embedding or the output layer."""
+    shape = read_shape(base)
+    attention = target_names(load_recipe(recipe_file, {"targets": "attention"}), shape)
+    everything = target_names(load_recipe(recipe_file), shape)
+    assert attention == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert set(everything) == {*attention, "down_proj", "gate_proj", "up_proj"}
+
+
+def test_the_trainable_share_is_that_of_the_real_adapter(recipe_file: Path, base: Path) -> None:
+    """The count from the weights' headers equals what PEFT makes; 4 bits need less than a sixth of 32."""
+    import torch
+
+    from engine.tuning.base_model import attach, load_base
+
+    recipe, shape = load_recipe(recipe_file), read_shape(base)
+    needs = estimate(recipe, shape, 4, tokens=100, learnt=10)
+    model = attach(load_base(base, torch.float32), recipe, target_names(recipe, shape), checkpointing=False)
+    assert needs.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert needs.parameters == shape.parameters
+    quantized = estimate(Recipe.model_validate({**recipe.model_dump(), "method": "qlora"}), shape, 4, 100, 10)
+    assert quantized.weights < needs.weights

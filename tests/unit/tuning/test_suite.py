@@ -1,0 +1,146 @@
+"""Evaluation suites and requirements: what is wrong with one is said before anything is asked; numbers mean what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidRequirement, InvalidRows
+from engine.tuning.evaluation import Answer, summary
+from engine.tuning.requirement import failures, parse
+from engine.tuning.suite import Suite, read_suite
+
+SCHEMA = {"type": "object", "required": ["city"]}
+
+
+def suite(tmp_path: Path, *rows: Any) -> Suite:
+    """A suite of these rows."""
+    file = tmp_path / "suite.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return read_suite(file)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "not JSON"),
+        ({"prompt": "x"}, "nothing says what a right answer is"),
+        ({"completion": "x"}, "either a prompt or messages"),
+        ({"prompt": "x", "completion": "y", "metrics": ["rouge"]}, "unknown metric 'rouge'; known: exact, contains"),
+        ({"prompt": "x", "completion": "y", "metrics": "regex"}, "'regex' has nothing to compare with"),
+        ({"prompt": "x", "expected": "y"}, "unknown key 'expected'"),
+        ({"prompt": "x", "regex": "("}, "regex cannot be read"),
+        ({"prompt": "x", "contains": 3}, "neither a text nor a list"),
+        ({"prompt": "x", "json_schema": {"type": "thing"}}, "no JSON Schema"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
+    """Before a single request is sent."""
+    with pytest.raises(InvalidRows) as caught:
+        suite(tmp_path, {"prompt": "a", "completion": "b"}, row)
+    ((number, reason),) = caught.value.rows
+    assert number == 2
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "right", "wrong"),
+    [
+        ({"completion": " Billing"}, "billing\n", "billing and more"),
+        ({"contains": ["refund", "days"]}, "A REFUND takes ten days", "a refund"),
+        ({"regex": "^[A-Z]{3}$"}, "ABC", "ABCD"),
+        ({"json_schema": SCHEMA}, '{"city": "Graz"}', '{"town": "Graz"}'),
+        ({"json_schema": SCHEMA}, '{"city": 1}', "city"),
+        ({"contains": "a", "regex": "b"}, "ab", "a"),
+    ],
+)
+def test_metrics(tmp_path: Path, wanted: dict[str, Any], right: str, wrong: str) -> None:
+    """Each accepts a right answer and refuses a wrong one; a row with several is right when all hold."""
+    (case,) = suite(tmp_path, {"prompt": "x", **wanted}).cases
+    assert all(case.check(right).values())
+    assert not all(case.check(wrong).values())
+
+
+def test_a_conversation_that_ends_with_its_answer_is_a_row(tmp_path: Path) -> None:
+    """As training rows do."""
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    (case,) = suite(tmp_path, {"messages": turns}).cases
+    assert (case.messages, case.wanted) == ((turns[0],), {"exact": "ho"})
+
+
+def test_classes_are_reported_by_precision_and_recall(tmp_path: Path) -> None:
+    """By hand: of class a 2 of 3 are found and 2 of 3 said are right; an answer that is no class hurts recall only."""
+    rows = [{"prompt": f"{n}", "completion": label} for n, label in enumerate("aaabbb")]
+    found = suite(tmp_path, *rows)
+    said = ["a", "a", "b", "a", "b", "nonsense"]
+    answers = [Answer(text, case.check(text), None) for case, text in zip(found.cases, said, strict=True)]
+    result = summary(found, answers)
+    assert result["accuracy"]["value"] == 0.5
+    assert result["classes"]["a"] == {"precision": 0.6667, "recall": 0.6667, "f1": 0.6667, "rows": 3}
+    assert result["classes"]["b"] == {"precision": 0.5, "recall": 0.3333, "f1": 0.4, "rows": 3}
+    assert result["f1"]["value"] == pytest.approx(0.5333, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "a condition is missing"),
+        ("accuracy>=0.9 and", "a condition is missing"),
+        ("accuracy 0.9", "is no condition"),
+        ("rouge>=0.9", "unknown metric 'rouge'"),
+        ("not worse than yesterday", "is no condition"),
+        ("accuracy>=0.9 or f1>=1", "is no condition"),
+    ],
+)
+def test_a_requirement_that_does_not_parse_is_refused(text: str, said: str) -> None:
+    """With the part that cannot be read."""
+    with pytest.raises(InvalidRequirement, match=said):
+        parse(text)
+
+
+def record(suite_digest: str = "sha256:a", **accuracies: float) -> dict[str, Any]:
+    """An evaluation of versions by accuracy; v2 stands for support@v2."""
+    entries = {
+        name if name == "base" else f"support@{name}": {"accuracy": {"value": value, "interval": [0, 1], "rows": 9}}
+        for name, value in accuracies.items()
+    }
+    return {"suite": "s.jsonl", "suite_digest": suite_digest, "results": entries}
+
+
+@pytest.mark.parametrize(
+    ("text", "records", "others", "said"),
+    [
+        ("accuracy>=0.9", [record(v2=0.95)], [], None),
+        ("accuracy >= 90%", [record(v2=0.95)], [], None),
+        ("accuracy>=0.9", [record(v2=0.8)], [], "accuracy 0.8 (95 %: 0 to 1, 9 rows), required accuracy >= 0.9"),
+        ("accuracy>=0.9", [], [], "has no evaluation: loraplex eval support@v2"),
+        ("accuracy>=0.9", [record(v2=0.95), record(v2=0.5)], [], "accuracy 0.5"),
+        ("f1>=0.9", [record(v2=0.95)], [], "f1 was not measured"),
+        ("not worse than current", [record(v2=0.9, v1=0.8)], [], None),
+        ("not worse than current", [record(v2=0.8, v1=0.9)], [], "worse than support@v1 with accuracy 0.9"),
+        ("not worse than current", [record(v2=0.8)], [record(v1=0.7)], None),
+        ("not worse than current", [record(v2=0.8)], [record("sha256:b", v1=0.7)], "support@v1 was not evaluated"),
+        ("not worse than base", [record(v2=0.8, base=0.9)], [], "worse than base"),
+        ("accuracy>=0.5 and not worse than current", [record(v2=0.4, v1=0.9)], [], "required accuracy"),
+    ],
+)
+def test_requirements_are_judged_by_the_latest_evaluation(
+    text: str, records: list[dict[str, Any]], others: list[dict[str, Any]], said: str | None
+) -> None:
+    """What is not met is told with its numbers; what was never measured is not met."""
+    found = failures(parse(text), "support@v2", "support@v1", records, others)
+    assert (found == []) == (said is None)
+    assert said is None or said in found[0]
+
+
+def test_likelihoods_have_an_interval(tmp_path: Path) -> None:
+    """The mean of the rows' means."""
+    found = suite(tmp_path, {"prompt": "x", "completion": "y"}, {"prompt": "z", "completion": "y"})
+    answers = [Answer("y", {"exact": True}, value) for value in (-1.0, -3.0)]
+    loglik = summary(found, answers)["loglik"]
+    assert loglik["value"] == -2.0
+    assert math.isclose(loglik["interval"][0], -2 - 1.96, abs_tol=0.01)

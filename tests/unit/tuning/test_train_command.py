@@ -1,0 +1,116 @@
+"""`loraplex train`, called as a user calls it; only the process that trains is replaced where a test needs no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import TrainingFailed
+from engine.tuning import training
+from engine.tuning.run_folder import RunFolder
+from tests.unit.cli.calls import call
+
+
+def result(folder: RunFolder, exact: float = 0.9) -> dict[str, Any]:
+    """What a process would have said."""
+    recipe = folder.recipe()
+    evaluation = {"metric": "exact match", "rows": 8, "adapter": exact, "interval": [0.5, 1.0], "base": 0.0,
+                  "base_begins_right": 0.1, "loss": 1 - exact, "precision": "full"}  # fmt: skip
+    run = {"recipe": {"name": recipe.name}, "steps": 8, "seconds": 1.0, "final_loss": 0.5, "tokens_per_second": 100,
+           "peak_bytes": 10**9, "evaluation": evaluation}  # fmt: skip
+    return {"run": run, "advice": ["try more"], "notes": [], "adapter": str(folder.adapter)}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunFolder]:
+    """The runs that were started; each is told to have been finished, better with a higher rank."""
+    folders: list[RunFolder] = []
+
+    def run(folder: RunFolder, on_event: training.OnEvent) -> dict[str, Any]:
+        folders.append(folder)
+        on_event({"event": "stage", "text": "training"})
+        on_event({"event": "step", "step": 8, "steps": 8, "loss": 0.5, "tokens_per_second": 10.0, "bytes": 10**9})
+        return result(folder, folder.recipe().lora.rank / 16)
+
+    monkeypatch.setattr(training, "run", run)
+    return folders
+
+
+def test_init_writes_a_recipe_once(tmp_path: Path) -> None:
+    """A second time nothing is overwritten."""
+    file = tmp_path / "new.yaml"
+    assert call("train", file, "--init").code == 0
+    file.write_text("mine")
+    assert call("train", file, "--init").code == 2
+    assert file.read_text() == "mine"
+
+
+def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, trained: list[RunFolder]) -> None:
+    """Trainable share, memory, lengths, and samples with the labelled part marked."""
+    shown = call("train", recipe_file, "--dry-run")
+    assert shown.code == 0
+    assert "q0:[[ yes</s>]]" in shown.out
+    assert "parameters of" in shown.out
+    assert "about" in shown.out
+    assert trained == []
+    assert call("train", recipe_file, "--dry-run", "--json").json["rows"] == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "rnak=3"), "unknown key; did you mean"),
+        (("--set", "targets=[qq]"), "down_proj, gate_proj"),
+        (("--set", "rank=99"), "above the engine's limit"),
+        (("--set", "data.train=absent.jsonl"), "cannot read"),
+        (("--set", "max_length=8", "--set", "data.train=heldout.jsonl"), "also row"),
+        (("--set", "base=nowhere"), "no base model"),
+        (("--sweep", "rank=4,99"), "above the engine's limit"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(
+    recipe_file: Path, trained: list[RunFolder], words: tuple[str, ...], said: str
+) -> None:
+    """Recipe, base and rows: exit code 1, and what to do."""
+    shown = call("train", recipe_file, *words)
+    assert shown.code == 1
+    assert said in shown.err
+    assert trained == []
+
+
+def test_a_run_tells_its_score_and_its_advice(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
+    """And how to publish it."""
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs")
+    assert shown.code == 0
+    assert "25% right of 8 (50% to 100%)" in shown.out
+    assert "warning: try more" in shown.out
+    assert "loraplex adapters publish" in shown.out
+    assert "step 8/8" in shown.err
+    assert trained[0].path.parent == tmp_path / "runs"
+
+
+def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
+    """One run for each value."""
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8", "--json")
+    assert [(run["value"], run["evaluation"]["adapter"]) for run in shown.json["runs"]] == [(2, 0.125), (8, 0.5)]
+    assert [folder.recipe().lora.rank for folder in trained] == [2, 8]
+
+
+def test_a_killed_process_is_told_with_how_to_go_on(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most likely memory; the run can be resumed."""
+    import sys
+
+    from engine.tuning.recipe import load_recipe
+
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nkill -9 $$\n")
+    fake.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(TrainingFailed, match="lack of memory") as caught:
+        training.run(folder, lambda _: None)
+    assert f"--resume {folder.path}" in caught.value.fix
