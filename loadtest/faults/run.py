@@ -6,7 +6,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,7 @@ class Plan:
     seed: int
     engine: str = "vllm"
     callers: int = 2  # of each tenant
+    kinds: Collection[str] = ()  # of faults; none: all
     settings: dict[str, object] = field(default_factory=dict)
 
 
@@ -133,7 +134,8 @@ async def _break(plan: Plan, scene: Scene, outcome: Outcome, step: Callable[[str
 
 async def _faults(plan: Plan, scene: Scene, outcome: Outcome, step: Callable[[str], None]) -> None:
     """Every kind once, as far as they go, then by chance; in any order, two at a time."""
-    kinds = faults(processes=plan.engine == "vllm")
+    every = faults(processes=plan.engine == "vllm")
+    kinds = {kind: fault for kind, fault in every.items() if not plan.kinds or kind in plan.kinds}
     rng = random.Random(plan.seed)
     drawn = list(kinds)[: plan.count]
     drawn += rng.choices(list(kinds), [weight for weight, _ in kinds.values()], k=max(0, plan.count - len(kinds)))
