@@ -132,6 +132,8 @@ class SyncAdapters(_Facade[Adapters]):
     pin = _blocking(Adapters.pin)
     unload = _blocking(Adapters.unload)
     delete_version = _blocking(Adapters.delete_version)
+    record_evaluation = _blocking(Adapters.record_evaluation)
+    evaluations = _blocking(Adapters.evaluations)
 
     def watch(
         self, name: str = "", *, include_engine: bool = False, timeout_s: float = float("inf")

@@ -21,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (adapters, frontend, memory, profile, router):
+PARTS = (adapters, frontend, memory, profile, router)
+for part in PARTS:
     app.command()(part)
 
 
@@ -30,13 +31,13 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All four parts as they are without options, one after the other: about 22 minutes on two cores.
+    """All parts as they are without options, one after the other: about 25 minutes on two cores.
 
     Examples:
       make bench ARGS="all"
       make bench ARGS="all --report docs/bench"
     """
-    for part in (adapters, frontend, memory, profile):
+    for part in PARTS:
         app(args=[part.__name__, "--model", str(model), "--report", str(report)], standalone_mode=False)
 
 
