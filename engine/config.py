@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1, le=4096, description="Requests that the engine works on at once.")
     max_rank: int = Field(16, ge=1, le=512, description="Largest LoRA rank; larger costs memory for every adapter.")
     max_resident: int = Field(8, ge=1, le=1024, description="Adapters in the engine's memory at once.")
+    host_memory_mib: int = Field(
+        1024, ge=0, le=1_048_576, description="Memory for adapters that are ready to be copied into the engine, in MiB."
+    )
+    disk_cache_mib: int = Field(
+        16_384, ge=1, le=104_857_600, description="Disk space for local copies of adapters below --cache, in MiB."
+    )
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="Devices that share the model, a worker process each; they must divide its heads."
     )
@@ -65,6 +71,9 @@ class Settings(BaseSettings):
     )
     max_restarts: int = Field(
         5, ge=0, le=1000, description="Restarts of a dead engine in ten minutes; one more, and /healthz says so."
+    )
+    max_stall_s: float = Field(
+        120.0, gt=0, le=86_400, description="An engine that has work and makes no step for so long is restarted."
     )
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 

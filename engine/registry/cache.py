@@ -1,4 +1,7 @@
-"""Local copies of versions, named by their digest and verified: the only files that the engine ever loads."""
+"""Local copies of versions, named by their digest and verified: the only files that the engine ever loads.
+
+Together they take at most so much room; what is worth least (registry/worth.py) makes way, never what is in use.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +21,7 @@ from engine.errors import RegistryUnavailable
 from engine.registry.manifest import FileEntry, Manifest
 from engine.registry.reader import Reader
 from engine.registry.store import reason_of
+from engine.registry.worth import Rates
 
 T = TypeVar("T")
 
@@ -22,14 +29,42 @@ _TEMPORARY = ".tmp-"
 
 
 class LocalCopies:
-    """A folder of verified copies, `root`/<digest>. Engines may share it: a copy appears whole or not at all."""
+    """A folder of verified copies, `root`/<digest>. Engines may share it: a copy appears whole or not at all.
 
-    def __init__(self, root: Path, registry: Reader) -> None:
+    `limit_bytes` None is no limit. What it holds of other processes', or of earlier days, is the first to make way.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        registry: Reader,
+        limit_bytes: int | None = None,
+        rates: Rates | None = None,
+        on_evict: Callable[[], None] = lambda: None,
+    ) -> None:
         self._root = root.resolve()
         self._registry = registry
+        self._limit = limit_bytes
+        self._rates = rates or Rates()
+        self._on_evict = on_evict
         self._verified: set[str] = set()
         self._under_way: dict[str, asyncio.Task[Path]] = {}
+        self._in_use: Counter[str] = Counter()
         _sweep(self._root)
+
+    def __contains__(self, digest: str) -> bool:
+        return self._folder(digest).is_dir()
+
+    @asynccontextmanager
+    async def hold(self, manifest: Manifest) -> AsyncIterator[Path]:
+        """As `get`, and the copy stays for the time of the block."""
+        self._in_use[manifest.digest] += 1
+        try:
+            yield await self.get(manifest)
+        finally:
+            self._in_use[manifest.digest] -= 1
+            if not self._in_use[manifest.digest]:
+                del self._in_use[manifest.digest]
 
     async def get(self, manifest: Manifest) -> Path:
         """Return the absolute folder with the version's files, downloading or repairing it first if need be.
@@ -70,9 +105,37 @@ class LocalCopies:
         if manifest.digest in self._verified and await asyncio.to_thread(folder.is_dir):
             return folder
         if not await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files)):
+            await self._make_room(manifest)
             await self._download(manifest, folder)
         self._verified.add(manifest.digest)
         return folder
+
+    async def _make_room(self, manifest: Manifest) -> None:
+        """Delete what is worth least until the version fits; if all is in use, it gets its room all the same."""
+        if self._limit is None:
+            return
+        sizes = await _in_thread("looking for room", self._sizes)
+        excess = sum(sizes.values()) + manifest.size_bytes - self._limit
+        now = time.monotonic()
+        for digest in sorted(sizes, key=lambda each: self._rates.worth(each, now)):  # cost and size go hand in hand
+            if excess <= 0:
+                return
+            if digest in self._in_use or digest in self._under_way:
+                continue
+            await self.remove(digest)
+            excess -= sizes[digest]
+            self._on_evict()
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each copy, by digest."""
+        if not self._root.is_dir():
+            return {}
+        sizes = {}
+        for folder in self._root.iterdir():
+            with suppress(FileNotFoundError):  # another process has just deleted it
+                if not folder.name.startswith("."):
+                    sizes[f"sha256:{folder.name}"] = sum(file.stat().st_size for file in folder.iterdir())
+        return sizes
 
     async def _download(self, manifest: Manifest, folder: Path) -> None:
         temporary = await _in_thread("making a local copy", self._temporary)

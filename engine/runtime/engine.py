@@ -17,13 +17,15 @@ FinishReason = Literal["stop", "length"]
 class LoadedAdapter:
     """An adapter as the engine knows it: `id` and `name` belong to one content digest for the engine's whole life.
 
-    `name` is the version's reference, "#", and the beginning of its digest.
+    `name` is the version's reference, "#", and the beginning of its digest; `folder` has its published files. `prepared` is
+    what the engine's own `prepare` wrote; without it, the engine reads the folder.
     """
 
     id: int
     name: str
     folder: Path
     rank: int
+    prepared: Path | None = None
 
     @property
     def ref(self) -> str:
@@ -78,16 +80,15 @@ class Resume:
 class EngineRequest:
     """What the engine is asked. `id` is ours and unique; `adapter` None means the base model.
 
-    `sampling.max_tokens` is set; a higher `priority` goes first. `on_restart` is called when the engine died and the answer
-    begins again: forget all deltas so far. None: they cannot be taken back. With `resume`, `sampling.n` is 1, `max_tokens` and
-    `min_tokens` count the whole answer, and no prompt log probabilities come.
+    `sampling.max_tokens` is set. `on_restart` is called when the engine died and the answer begins again: forget all deltas so
+    far. None: they cannot be taken back. With `resume`, `sampling.n` is 1, `max_tokens` and `min_tokens` count the whole
+    answer, and no prompt log probabilities come.
     """
 
     id: str
     prompt_token_ids: Sequence[int]
     sampling: Sampling
     adapter: LoadedAdapter | None = None
-    priority: int = 0
     on_restart: Callable[[], None] | None = None
     resume: Resume | None = None
 
@@ -170,6 +171,11 @@ class Engine(Protocol):
         """Whether the engine can generate; once false, only another `start` changes that."""
         ...
 
+    @property
+    def steps(self) -> int:
+        """Counts up as long as the engine works; if it stands still while requests run, the engine hangs."""
+        ...
+
     def load_now(self) -> EngineLoad:
         """What the engine is doing."""
         ...
@@ -196,8 +202,19 @@ class Engine(Protocol):
         """
         ...
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
-        """Load an adapter. Requests may name it once this returns. Raises InvalidAdapter when the engine refuses it."""
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """Write the file `target` from an adapter's published files, so that `load_adapter` has only to copy.
+
+        Takes a while and is called in a thread; valid after `start`. The same files give the same target in every life of the
+        engine. Raises InvalidAdapter.
+        """
+        ...
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
+        """Load an adapter in the place of one that no request uses. Requests may name it once this returns.
+
+        `replaced` is gone whatever happens. Raises InvalidAdapter when the engine refuses the new one.
+        """
         ...
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:

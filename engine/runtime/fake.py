@@ -11,7 +11,8 @@ import asyncio
 import codecs
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import llguidance
 
@@ -46,6 +47,7 @@ class FakeEngine:
         self.loaded: dict[int, LoadedAdapter] = {}
         self.running: set[str] = set()
         self.alive = True
+        self.steps = 0
         self.not_finite: set[str] = set()  # who (base, or a version) gives NaN after two tokens
 
     async def start(self) -> None:
@@ -75,9 +77,16 @@ class FakeEngine:
         if sampling.structured:
             to_grammar(sampling.structured)
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """Nothing to convert: the weights as they are."""
+        target.write_bytes(files["adapter_model.safetensors"])
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Remember the adapter."""
-        if not (adapter.folder / "adapter_config.json").is_file():
+        if replaced:
+            self.loaded.pop(replaced.id, None)
+        there = adapter.prepared or adapter.folder / "adapter_config.json"
+        if not there.is_file():
             raise InvalidAdapter("load", adapter.ref, "its folder is not there", fix="Load it again.")
         self.loaded[adapter.id] = adapter
 
@@ -100,6 +109,7 @@ class FakeEngine:
                 if turn == 2 and _who(request) in self.not_finite:
                     raise NotFinite(_who(request))
                 await asyncio.sleep(self.token_interval_s)
+                self.steps += 1
                 going = [answer for answer in answers if not answer.finished]
                 if not going:
                     return

@@ -149,6 +149,7 @@ class Generator:
         self.residency = residency
         admission.follow(residency)
         residency.on_change = admission.wake
+        admission.on_upcoming = residency.load_ahead
         self.grammars = Grammars()
         self._numbers = itertools.count(1)
 
@@ -172,7 +173,7 @@ class Generator:
         copied = self._shadows if route.shadow and not request.begun else None
         if copied:
             answer.tokens = []
-        with self._observed(answer):
+        with self._observed(answer), self.residency.expected(route.manifest):
             if route.manifest:
                 self.residency.check_quarantine(route.manifest)
             async with self._answered(request, answer, ids, sampling) as deltas:
@@ -193,7 +194,7 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, request.priority, _on_restart(request, answer),
+                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer),
                     request.begun.resume if request.begun else None,
                 )  # fmt: skip
                 async with aclosing(self._run(answer, place, engine_request)) as deltas:

@@ -13,7 +13,7 @@ import math
 from engine.errors import InvalidAdapter, NotFinite
 from engine.runtime.engine import Engine, EngineRequest, LoadedAdapter, Sampling
 
-SENTENCE = "Dear customer, the parties agree: SELECT name FROM orders; the quick brown fox jumps over 13 lazy dogs."
+SENTENCE = "Dear customer: SELECT name FROM orders;"
 NO_EFFECT = 1e-4  # nats; a smaller largest difference is rounding
 _SAMPLING = Sampling(max_tokens=1, temperature=0, logprobs=0, prompt_logprobs=0)
 
@@ -53,7 +53,6 @@ class Probe:
             prompt_token_ids=await self._engine.encode(SENTENCE),
             sampling=_SAMPLING,
             adapter=adapter,
-            priority=100,
         )
         values: list[float] = []
         async for delta in self._engine.generate(request):

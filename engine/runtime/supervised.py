@@ -2,16 +2,19 @@
 
 To whoever uses it a death is a long pause. Requests wait; those of which nobody has seen anything run again; the others end
 with EngineDied, which says how many tokens came. Loads are repeated, and adapters keep their ids, so that residency, pins and
-admission have nothing to restore. An engine that dies too often stays dead, so that whoever watches the server replaces it.
+admission have nothing to restore. An engine that has work and makes no step for `max_stall_s` counts as dead. One that dies too
+often stays dead, so that whoever watches the server replaces it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -59,13 +62,19 @@ class Supervised:
     """Wraps an engine whose `start` may be called again after `stop`; at most `max_restarts` times in ten minutes."""
 
     def __init__(
-        self, engine: Engine, max_restarts: int = 5, observer: Observer | None = None, pause_s: float = 1.0
+        self,
+        engine: Engine,
+        max_restarts: int = 5,
+        observer: Observer | None = None,
+        pause_s: float = 1.0,
+        max_stall_s: float = math.inf,
     ) -> None:
         self.engine = engine
         self.keeper: Keeper | None = None
         self._max_restarts = max_restarts
         self._observer = observer
         self._pause_s = pause_s
+        self._stall = _Stall(max_stall_s)
         self._loaded: dict[int, LoadedAdapter] = {}
         self._restarts: deque[float] = deque()  # when; the latest WINDOW_S only
         self._life = 0  # counts engines, so that what belongs to a dead one is known
@@ -88,6 +97,11 @@ class Supervised:
     def ready(self) -> bool:
         """Whether it can generate now."""
         return self._settled.is_set() and self.engine.alive and not self._for_good
+
+    @property
+    def steps(self) -> int:
+        """The engine's."""
+        return self.engine.steps
 
     def load_now(self) -> EngineLoad:
         """What the engine is doing; nothing while there is none."""
@@ -130,7 +144,7 @@ class Supervised:
                 raise AdapterLost(request.adapter.ref)
             seen = 0
             try:
-                async with aclosing(self.engine.generate(request)) as deltas:
+                async with aclosing(self._watched(request)) as deltas:
                     async for delta in deltas:
                         seen += len(delta.token_ids)
                         yield delta
@@ -149,16 +163,30 @@ class Supervised:
             if seen or run == _RUNS or not dead:
                 raise EngineDied(seen) from problem
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    async def _watched(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        with self._stall.working():
+            async with aclosing(self.engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """As the engine."""
+        self.engine.prepare(files, target)
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Load, once more if the engine dies meanwhile."""
+        if replaced:
+            self._loaded.pop(replaced.id, None)
         for run in range(1, _RUNS + 1):
             await self._until_ready()
             life = self._life
             try:
-                await self.engine.load_adapter(adapter)
+                with self._stall.working():
+                    await self.engine.load_adapter(adapter, replaced)
             except EngineDied:
                 if run == _RUNS or not self._died():
                     raise
+                replaced = None  # the engine that held it is dead
                 continue
             if life == self._life:
                 self._loaded[adapter.id] = adapter
@@ -190,6 +218,9 @@ class Supervised:
     async def _watch(self) -> None:
         while not self._for_good:
             await asyncio.sleep(_CHECK_S)
+            if self._settled.is_set() and self._stall.noticed(self.engine.steps):
+                log.error("the engine hangs: it is replaced", seconds=self._stall.limit_s)
+                self._settled.clear()
             if self._died() or not self._settled.is_set():
                 await self._revive()
 
@@ -248,3 +279,36 @@ class Supervised:
                 continue
             if adapter.id not in self._loaded:
                 await self.engine.unload_adapter(adapter)
+
+
+class _Stall:
+    """Notices an engine that has work and makes no step. A watcher that was not awake itself blames nobody."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._at_work = 0
+        self._steps = 0
+        self._looked = time.monotonic()
+        self._still_s = 0.0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The engine has something to do, for the time of the block."""
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
+
+    def noticed(self, steps: int) -> bool:
+        """Look: whether there was no step for too long. Time counts from look to look, and hardly if one comes late."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * _CHECK_S), now
+        if steps != self._steps or not self._at_work:
+            self._steps, self._still_s = steps, 0.0
+            return False
+        self._still_s += passed
+        if self._still_s < self.limit_s:
+            return False
+        self._still_s = 0.0
+        return True

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine import vllm_plugin
 from engine.config import Settings
 from engine.errors import EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
+from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.registry.fingerprint import check_base
 from engine.registry.tensor_checks import adaptable_layers
 from engine.runtime.engine import (
@@ -57,9 +60,11 @@ class VllmEngine:
         self._info = EngineInfo("vllm", 0, 0, 0)
         self._tokenizer: Any = None
         self._not_finite: set[str] = set()  # running requests
-        # One slot stays empty for ever: a full cache would make vLLM evict (and later reload from disk, inside the engine's
-        # step) on its own, and vLLM's own CPU kernels read the last slot for rows without an adapter.
-        self._slots = settings.max_resident + 1
+        self.steps = 0
+        self._copies = False  # whether adapters are copied into slots from prepared files, not read by vLLM
+        # One more for the adapter that is loaded ahead. And one that stays empty: a full cache would make vLLM evict (and later
+        # reload from disk, inside its step) on its own, and its own CPU kernels read the last slot for rows without an adapter.
+        self._slots = settings.max_resident + 2
 
     @property
     def info(self) -> EngineInfo:
@@ -81,6 +86,7 @@ class VllmEngine:
         await asyncio.to_thread(self._build)
         import vllm
 
+        self._copies = all(await self._llm.collective_rpc("loraplex_can_copy"))
         config = self._llm.model_config
         self._tokenizer = self._llm.get_tokenizer()
         self._info = EngineInfo(
@@ -99,13 +105,14 @@ class VllmEngine:
         engine = self
 
         class LoadRecorder(StatLoggerBase):  # type: ignore[misc]
-            """Keeps the scheduler's latest figures for `load_now`."""
+            """Keeps the scheduler's latest figures for `load_now`; vLLM sends them after each step."""
 
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
                 del vllm_config, engine_index
 
             def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
                 if scheduler_stats is not None:
+                    engine.steps += 1
                     engine._load = EngineLoad(scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage)
 
             def log_engine_initialized(self) -> None:
@@ -146,7 +153,7 @@ class VllmEngine:
             "model": str(self._folder),
             "dtype": settings.dtype,
             "max_model_len": settings.context_length,
-            "max_num_seqs": settings.max_running,
+            "max_num_seqs": settings.max_running + 2,  # two probes beside all requests
             "tensor_parallel_size": settings.tensor_parallel,
             "enable_lora": True,
             "max_loras": self._slots,
@@ -155,7 +162,6 @@ class VllmEngine:
             "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
             "enable_prefix_caching": settings.prefix_cache,
             "gpu_memory_utilization": settings.gpu_memory_share,
-            "scheduling_policy": "priority",
             "structured_outputs_config": {"backend": "guidance"},
             "logits_processors": [PROCESSOR],
             "trust_remote_code": False,
@@ -164,6 +170,8 @@ class VllmEngine:
             "max_num_batched_tokens": max(512, settings.max_running) if on_cpu else None,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            "worker_extension_cls": "engine.vllm_plugin.worker.LoraplexWorker",
+            "scheduler_cls": "engine.vllm_plugin.scheduler.ZeroingScheduler" if on_cpu else None,
         }
 
     async def stop(self) -> None:
@@ -232,7 +240,6 @@ class VllmEngine:
             params,
             request.id,
             lora_request=_lora_request(request.adapter) if request.adapter else None,
-            priority=-request.priority,  # vLLM serves lower numbers first
         )
         first = True
         try:
@@ -256,9 +263,27 @@ class VllmEngine:
             self._not_finite.discard(request.id)
             await outputs.aclose()  # aborts the request if it has not finished, which frees its keys and values
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
-        """Load the adapter's weights into vLLM, now and from a local verified folder."""
+    def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
+        """Convert the weights to the slots' precision; where vLLM reads adapters itself, there is nothing to prepare."""
+        if not self._copies:
+            target.touch()
+            return
+        from vllm.lora.peft_helper import PEFTHelper
+
+        from engine.vllm_plugin import prepared
+
+        helper = PEFTHelper.from_dict(json.loads(files[CONFIG]))
+        lora = self._llm.vllm_config.lora_config
+        prepared.write(files[WEIGHTS], lambda module: helper.get_rank_and_scaling(module)[1], lora.lora_dtype, target)
+
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
+        """Copy the adapter into a slot, within one pause of the engine; where that is not possible, have vLLM read it."""
         try:
+            if self._copies:
+                await self._copy(adapter, [replaced.id] if replaced else [])
+                return
+            if replaced:
+                await self.unload_adapter(replaced)
             loaded = await self._unless_dead(lambda: self._llm.add_lora(_lora_request(adapter)))
         except EngineDied:
             raise
@@ -266,6 +291,16 @@ class VllmEngine:
             raise _refused(adapter) from error
         if not loaded:
             raise _refused(adapter)
+
+    async def _copy(self, adapter: LoadedAdapter, replaced: list[int]) -> None:
+        with tempfile.TemporaryDirectory(prefix="loraplex-") as scratch:
+            prepared = adapter.prepared
+            if prepared is None or not prepared.exists():  # memory has had to make room for others
+                prepared = Path(scratch) / "prepared"
+                files = {name: (adapter.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+                await asyncio.to_thread(self.prepare, files, prepared)
+            arguments = (adapter.id, str(prepared), replaced)
+            await self._unless_dead(lambda: self._llm.collective_rpc("loraplex_copy", args=arguments))
 
     async def unload_adapter(self, adapter: LoadedAdapter) -> None:
         """Remove the adapter from vLLM."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -38,11 +40,12 @@ from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
 from engine.registry.store import Store
+from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
-from engine.runtime.residency import Residency
+from engine.runtime.residency import HostMemory, Residency, shared_folder
 from engine.runtime.shadow import Shadows
 from engine.runtime.spare import Spare
 from engine.runtime.supervised import Supervised
@@ -80,7 +83,9 @@ class App:
         self.settings = settings
         self.metrics = Metrics()
         self.activity = Activity(parse_weights(settings.tenant_weights))
-        self.engine = Supervised(engine or make_engine(settings), settings.max_restarts, self)
+        self.engine = Supervised(
+            engine or make_engine(settings), settings.max_restarts, self, max_stall_s=settings.max_stall_s
+        )
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
         self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
@@ -90,6 +95,7 @@ class App:
         self._server: aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._starting = True
+        self._prepared: Path | None = None
         self.generator: Generator | None = None
         self._spare = Spare(self.admission, settings.max_shadows)
 
@@ -140,6 +146,8 @@ class App:
         if self.generator:
             await self.generator.grammars.stop()
         await self.engine.stop()
+        if self._prepared:
+            shutil.rmtree(self._prepared, ignore_errors=True)
         log.info("stopped")
 
     def _make_server(self) -> aio.Server:
@@ -170,14 +178,7 @@ class App:
         settings, server = self.settings, _Running(self._server)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
-        residency = Residency(
-            self.engine,
-            LocalCopies(settings.cache / "adapters", registry),
-            base_fingerprint=base.fingerprint,
-            capacity=settings.max_resident,
-            load_timeout_s=settings.load_timeout_s,
-            observer=self.metrics,
-        )
+        residency = self._make_residency(registry, base)
         residency.on_full, residency.on_event = self._spare.clear, self._in_engine
         self.engine.keeper = residency
         moves = Moves(self.catalog, residency)
@@ -204,6 +205,25 @@ class App:
     def _in_engine(self, event: InEngine) -> None:
         self.metrics.in_engine(event)
         self.catalog.announce(event)
+
+    def _make_residency(self, registry: Registry, base: Base) -> Residency:
+        """The tiers, from the disk up."""
+        settings, rates, evicted = self.settings, Rates(), self.metrics.adapter_evicted
+        copies = LocalCopies(
+            settings.cache / "adapters", registry, settings.disk_cache_mib * MEBIBYTE, rates, lambda: evicted("disk")
+        )
+        limit = settings.host_memory_mib * MEBIBYTE
+        self._prepared = shared_folder(settings.cache / "prepared", limit)
+        memory = HostMemory(copies, self.engine.prepare, self._prepared, limit, rates, lambda: evicted("memory"))
+        return Residency(
+            self.engine,
+            memory,
+            base_fingerprint=base.fingerprint,
+            capacity=settings.max_resident,
+            load_timeout_s=settings.load_timeout_s,
+            rates=rates,
+            observer=self.metrics,
+        )
 
     async def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -10,7 +10,7 @@ from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
 from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from engine.runtime.generator import Answer, Ending
-from engine.runtime.residency import Residency
+from engine.runtime.residency import Residency, Tier
 from engine.runtime.supervised import Supervised
 
 BASE = "base"  # the label of requests without an adapter
@@ -65,8 +65,19 @@ class Metrics:
         self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=_SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
-        self._loads = Histogram("loraplex_adapter_load_seconds", "Loading and probing.", buckets=_SECONDS, registry=r)
-        self._evictions = Counter("loraplex_adapter_evictions", "Adapters taken out of the engine.", registry=r)
+        self._loads = Histogram(
+            "loraplex_adapter_load_seconds",
+            "Loading an adapter, and probing it the first time, by the tier that had it.",
+            ["tier"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self._found = Counter(
+            "loraplex_adapter_found", "Needed adapters, by the tier that had them.", ["tier"], registry=r
+        )
+        self._evictions = Counter(
+            "loraplex_adapter_evictions", "Adapters that made way, by tier.", ["tier"], registry=r
+        )
         self._restarts = Histogram(
             "loraplex_engine_restart_seconds",
             "From an engine's death until the next one is ready.",
@@ -142,13 +153,17 @@ class Metrics:
         """Count a refusal."""
         self._refused.labels(reason).inc()
 
-    def adapter_loaded(self, seconds: float) -> None:
-        """Count a load."""
-        self._loads.observe(seconds)
+    def adapter_found(self, tier: Tier) -> None:
+        """Count where an adapter was when it was needed."""
+        self._found.labels(tier).inc()
 
-    def adapter_evicted(self) -> None:
+    def adapter_loaded(self, seconds: float, tier: Tier) -> None:
+        """Count a load."""
+        self._loads.labels(tier).observe(seconds)
+
+    def adapter_evicted(self, tier: Tier) -> None:
         """Count an eviction."""
-        self._evictions.inc()
+        self._evictions.labels(tier).inc()
 
     def engine_restarted(self, seconds: float) -> None:
         """Count a restart."""

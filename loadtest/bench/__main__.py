@@ -9,9 +9,11 @@ import typer
 from loadtest.bench import output
 from loadtest.bench.adapters.command import adapters
 from loadtest.bench.child import ContenderDied
+from loadtest.bench.eviction import eviction
 from loadtest.bench.frontend.command import frontend
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
+from loadtest.bench.residency.command import residency
 from loadtest.bench.router.command import router
 
 app = typer.Typer(
@@ -21,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PARTS = (adapters, frontend, memory, profile, router)
+PARTS = (adapters, frontend, memory, profile, residency, eviction, router)
 for part in PARTS:
     app.command()(part)
 

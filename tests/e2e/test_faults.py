@@ -10,6 +10,10 @@ from tests.e2e.conftest import ADAPTERS, MODEL
 KINDS = (
     "truncate in the registry",
     "swap in the registry",
+    "swap in the local copy",
+    "swap while loading",
+    "poison while loading",
+    "vanish while loading",
     "finite but huge",
     "moved to what does not load",
     "promoted and rolled back",

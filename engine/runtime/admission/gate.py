@@ -45,9 +45,8 @@ class Admission:
     def __init__(self, rules: Rules, observer: Observer | None = None) -> None:
         self.rules = rules
         self.draining = False
-        self.on_change: Callable[[], None] = lambda: (
-            None
-        )  # called when somebody has come, started, left or been refused
+        self.on_change: Callable[[], None] = lambda: None  # called when somebody has come, started or left
+        self.on_upcoming: Callable[[str], None] = lambda _digest: None  # told whose adapter is next to get a slot
         self._policy = Policy(rules)
         self._observer = observer
         self._futures: dict[Ticket, asyncio.Future[None]] = {}  # of those who wait
@@ -165,6 +164,8 @@ class Admission:
                 future.set_exception(error)
         if not self._policy.running and not self._policy.waiting:
             self._idle.set()
+        elif (upcoming := self._policy.upcoming()) is not None:
+            self.on_upcoming(upcoming)
         self.on_change()
         self._set_alarm()
 

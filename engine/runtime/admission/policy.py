@@ -91,6 +91,12 @@ class Policy:
             decided.append(decision)
         return decided
 
+    def upcoming(self) -> str | None:
+        """The adapter that would get a slot if one became free now; None if nobody waits for one."""
+        tenant = self.tenants.blocked.first()
+        queue = tenant.closed.first() if tenant else None
+        return queue.adapter.digest if queue else None
+
     def due(self) -> float:
         """When `decide` has something to do at the latest, even if nothing happens until then."""
         return next(iter(self._waiting.values())).arrived + self._longest_s if self._waiting else math.inf

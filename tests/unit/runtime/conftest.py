@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from engine.registry.fingerprint import read_base
 from engine.registry.manifest import Manifest
 from engine.registry.registry import Registry
 from engine.registry.store import Store
+from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import GenerationRequest, Generator
-from engine.runtime.residency import Residency
+from engine.runtime.residency import HostMemory, Residency, Tier
 
 
 class CountingEngine(FakeEngine):
@@ -35,9 +37,12 @@ class CountingEngine(FakeEngine):
         self.may_load.set()
         self.failure: Exception | None = None
 
-    async def load_adapter(self, adapter: LoadedAdapter) -> None:
+    async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Load, once it may."""
         self.loads.append(adapter)
+        if replaced:
+            self.unloads.append(replaced)
+            self.loaded.pop(replaced.id)
         await self.may_load.wait()
         if self.failure:
             raise self.failure
@@ -56,14 +61,21 @@ class Counter:
     def __init__(self) -> None:
         self.loaded = 0
         self.evicted = 0
+        self.found: collections.Counter[Tier] = collections.Counter()
 
-    def adapter_loaded(self, seconds: float) -> None:
+    def adapter_found(self, tier: Tier) -> None:
+        """One more there."""
+        self.found[tier] += 1
+
+    def adapter_loaded(self, seconds: float, tier: Tier) -> None:
         """One more."""
         assert seconds >= 0
+        assert tier != "slot"
         self.loaded += 1
 
-    def adapter_evicted(self) -> None:
+    def adapter_evicted(self, tier: Tier) -> None:
         """One more."""
+        assert tier == "slot"
         self.evicted += 1
 
 
@@ -79,16 +91,22 @@ class World:
         self.catalog = Catalog(self.registry)
         self.copies = LocalCopies(folder / "copies", self.registry)
         self.counter = Counter()
+        self.rates = Rates()
         self._made = 0
+
+    def memory(self, limit_bytes: int = 10**9) -> HostMemory:
+        """The tier above the local copies."""
+        return HostMemory(self.copies, self.engine.prepare, self.folder / "prepared", limit_bytes, self.rates)
 
     def residency(self, capacity: int = 2, load_timeout_s: float = 5.0, fingerprint: str = "") -> Residency:
         """A residency for `capacity` adapters."""
         return Residency(
             self.engine,
-            self.copies,
+            self.memory(),
             base_fingerprint=fingerprint or self.base.fingerprint,
             capacity=capacity,
             load_timeout_s=load_timeout_s,
+            rates=self.rates,
             observer=self.counter,
         )
 

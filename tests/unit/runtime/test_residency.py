@@ -193,7 +193,7 @@ async def test_wrong_base(world: World, engine: CountingEngine, three: list[Mani
 async def test_every_place_in_use(world: World, three: list[Manifest]) -> None:
     """Nobody waits longer than the load timeout for a place; then the server is full, and the place is still good."""
     a, b, c = three
-    residency = world.residency(capacity=2, load_timeout_s=0.05)
+    residency = world.residency(capacity=2, load_timeout_s=0.5)
     async with residency.lease(a), residency.lease(b):
         with pytest.raises(Overloaded, match="adapters are in use"):
             await residency.preload(c)

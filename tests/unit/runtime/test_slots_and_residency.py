@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.errors import InvalidAdapter
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import Admission, Rules
@@ -47,7 +48,7 @@ async def test_nobody_waits_inside(
     answers = await asyncio.gather(*(text_of(generator, ask(name)) for name in names))
     assert answers == [f"{name}@v1 heard: hi" if name else "base heard: hi" for name in names]
     assert not waits
-    assert engine.most_loaded == 2
+    assert engine.most_loaded == 3  # one of them loaded ahead
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,7 +79,7 @@ async def test_operators_and_callers_at_once(
     ends = await asyncio.gather(*callers, return_exceptions=True)
     await operating
     assert all(isinstance(end, (str, asyncio.CancelledError)) for end in ends)
-    assert engine.most_loaded <= 2
+    assert engine.most_loaded <= 3  # one of them loaded ahead
     await until(lambda: not residency.claimed)
     assert (generator.admission.running, generator.admission.waiting, generator.admission.running_adapters) == (0, 0, 0)
 
@@ -128,3 +129,34 @@ async def test_unloading_a_pinned_version_frees_its_slot(world: World, three: li
     await residency.pin(three[0])
     await residency.unload(three[0])
     assert not residency.claimed
+
+
+async def test_the_next_adapter_is_loaded_ahead(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
+    """While the only slot is taken, the adapter that is next gets into the engine, so that its request need not wait."""
+    engine.token_interval_s = 0.002
+    generator = generator_for(world, capacity=1)
+    first = asyncio.create_task(text_of(generator, ask("a", max_tokens=60)))
+    await until(lambda: generator.admission.running == 1)
+    others = [asyncio.create_task(text_of(generator, ask(name, max_tokens=4))) for name in "bc"]
+    await until(lambda: three[1].digest in {resident.manifest.digest for resident in generator.residency.residents()})
+    assert not first.done()
+    assert generator.admission.running_adapters == 1
+    await asyncio.gather(first, *others)
+    assert engine.most_loaded == 2
+
+
+async def test_what_is_loaded_ahead_fails_alone(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
+    """A load ahead that fails is its own requests' failure; the others go on, and the engine holds nothing of it."""
+    engine.token_interval_s = 0.002
+    generator = generator_for(world, capacity=1)
+    first = asyncio.create_task(text_of(generator, ask("a", max_tokens=60)))
+    await until(lambda: generator.residency.residents())
+    engine.failure = InvalidAdapter("load", "b@v1", "no", fix="")
+    second = asyncio.create_task(text_of(generator, ask("b")))
+    await until(lambda: len(engine.loads) > 1)
+    await first
+    with pytest.raises(InvalidAdapter):
+        await second
+    engine.failure = None
+    assert await text_of(generator, ask("c")) == "c@v1 heard: hi"
+    assert len(engine.loaded) == 1

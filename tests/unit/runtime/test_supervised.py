@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from engine.client.testing import write_adapter
 from engine.errors import AdapterLost, CorruptVersion, EngineDied, NotFinite, Quarantined
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
-from engine.runtime.engine import LoadedAdapter, Sampling
+from engine.runtime.engine import Delta, EngineRequest, LoadedAdapter, Sampling
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import GenerationRequest, Generator, Prompt
-from engine.runtime.supervised import Supervised
+from engine.runtime.supervised import Supervised, _Stall
 from tests.engine_suite import EngineSuite, Reply, ask, request_for
 from tests.unit.runtime.conftest import World, text_of, until
 
@@ -307,3 +308,52 @@ async def test_nan_of_an_adapter(
     assert not mortal.loaded
     assert mortal.starts == 1
     assert await text_of(generator, question_to(three[1])) == "b@v1 heard: hi"
+
+
+class Hanging(Mortal):
+    """An engine that can be stopped as SIGSTOP stops a process: it neither works nor dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.going = asyncio.Event()
+        self.going.set()
+
+    async def stop(self) -> None:
+        """It is killed, and so the next one goes."""
+        await super().stop()
+        self.going.set()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Answer as long as it goes."""
+        async with aclosing(super().generate(request)) as deltas:
+            async for delta in deltas:
+                await self.going.wait()
+                if not self.alive:
+                    raise EngineDied
+                yield delta
+
+
+async def test_an_engine_that_hangs() -> None:
+    """One that has work and makes no step is replaced; requests of which nobody saw anything run again."""
+    hanging = Hanging()
+    engine = Supervised(hanging, pause_s=0.001, max_stall_s=0.3)
+    await engine.start()
+    hanging.going.clear()
+    reply = await asyncio.wait_for(ask(engine, "hello"), 3)
+    assert reply.text == "base heard: hello"
+    assert hanging.starts == 2
+    await engine.stop()
+
+
+async def test_an_engine_that_has_nothing_to_do() -> None:
+    """An idle engine makes no steps, and stays; so does one whose watcher slept."""
+    engine = Supervised(Mortal(), max_stall_s=0.15)
+    await engine.start()
+    await asyncio.sleep(0.3)
+    stall = _Stall(limit_s=1.0)
+    with stall.working():
+        assert not stall.noticed(0)
+        stall._looked -= 3600
+        assert not stall.noticed(0)
+    assert engine.ready
+    await engine.stop()

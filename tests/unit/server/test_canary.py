@@ -112,7 +112,7 @@ async def test_a_canary_that_does_not_load(stubs: Stubs, server: FakeServer, nam
     await publish(server, name, 2)
     engine = engine_of(server)
 
-    async def refuse(adapter: Any) -> None:
+    async def refuse(adapter: Any, *_: Any) -> None:
         raise InvalidAdapter("load", adapter.name.partition("#")[0], "vLLM refuses to load it", fix="See the log.")
 
     engine.load_adapter = refuse  # type: ignore[method-assign]
@@ -152,7 +152,7 @@ async def test_metrics_tell_the_sides_apart() -> None:
             await answering(stubs, "support", keys[False])
             await stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter="support@v2"))
 
-            async def refuse(adapter: Any) -> None:
+            async def refuse(adapter: Any, *_: Any) -> None:
                 raise InvalidAdapter("load", "support@v2", "vLLM refuses to load it", fix="See the log.")
 
             engine.load_adapter = refuse  # type: ignore[method-assign]

@@ -117,7 +117,7 @@ async def test_promoting_a_version_that_does_not_load(stubs: Stubs, server: Fake
     engine = engine_of(server)
     original = engine.load_adapter
 
-    async def refuse(adapter: Any) -> None:
+    async def refuse(adapter: Any, *_: Any) -> None:
         raise InvalidAdapter("load", adapter.name.partition("#")[0], "vLLM refuses to load it", fix="See the log.")
 
     engine.load_adapter = refuse  # type: ignore[method-assign]
@@ -138,7 +138,7 @@ async def test_cancelled_promotion(server: FakeServer, stubs: Stubs, name: str) 
     original, entered = FakeEngine.load_adapter, asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def slow(adapter: Any) -> None:
+    async def slow(adapter: Any, *_: Any) -> None:
         loop.call_soon_threadsafe(entered.set)
         await asyncio.sleep(0.2)
         await original(engine, adapter)

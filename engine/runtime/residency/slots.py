@@ -1,7 +1,8 @@
 """Which adapters are in the engine.
 
 A request may only name an adapter that this file has loaded, confirmed and probed, and that stays loaded until the request
-lets go of its lease. We evict (least recently used first, never one in use or pinned) before the engine would.
+lets go of its lease. We evict before the engine would: what is worth least (registry/worth.py), never what is in use or pinned,
+and what requests wait for only if there is nothing else.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from engine.errors import NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
-from engine.registry.cache import LocalCopies
 from engine.registry.manifest import Manifest
 from engine.registry.subscription import InEngine
+from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
 from engine.runtime.probe import Probe
+from engine.runtime.residency.memory import HostMemory, Prepared, Tier
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +34,14 @@ OnStage = Callable[[str, str], None]  # told (stage, sentence) while an adapter 
 class Observer(Protocol):
     """Counts what residency does."""
 
-    def adapter_loaded(self, seconds: float) -> None:
-        """An adapter was loaded and probed."""
+    def adapter_found(self, tier: Tier) -> None:
+        """A request needed an adapter, and this tier had it."""
 
-    def adapter_evicted(self) -> None:
-        """An adapter was taken out of the engine."""
+    def adapter_loaded(self, seconds: float, tier: Tier) -> None:
+        """An adapter was loaded, and probed if it was the first time; this tier had it."""
+
+    def adapter_evicted(self, tier: Tier) -> None:
+        """An adapter made way in this tier."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Resident:
     """An adapter version in the engine, or on its way there."""
 
     manifest: Manifest
+    replaces: LoadedAdapter | None = None  # still in the engine, in the place that this one will take
     adapter: LoadedAdapter | None = None
     in_use: int = 0
     pinned: bool = False
@@ -66,20 +71,22 @@ class Lease:
 
 
 class Residency:
-    """Loads, keeps and evicts adapters; at most `capacity` at once."""
+    """Loads, keeps and evicts adapters: `capacity` of them, and one that is loaded ahead in a place more."""
 
     def __init__(
         self,
         engine: Engine,
-        copies: LocalCopies,
+        memory: HostMemory,
         *,
         base_fingerprint: str,
         capacity: int,
         load_timeout_s: float,
+        rates: Rates,
         observer: Observer | None = None,
     ) -> None:
         self._engine = engine
-        self._copies = copies
+        self._memory = memory
+        self._rates = rates
         self.base_fingerprint = base_fingerprint
         self.capacity = capacity
         self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
@@ -89,8 +96,10 @@ class Residency:
         self._load_timeout_s = load_timeout_s
         self._observer = observer
         self._probe = Probe(engine)
+        self._probed: set[str] = set()  # digests; what is in a version never changes, so once is enough
         self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
         self._residents: dict[str, Resident] = {}  # by content digest
+        self._ahead: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
 
@@ -103,11 +112,14 @@ class Residency:
         """
         self.check_quarantine(manifest)
         started = time.monotonic()
+        self._rates.asked(manifest.digest, started)
         resident = self._residents.get(manifest.digest)
         ready = resident is not None and resident.adapter is not None
         if resident is None:
             resident = await self._reserve(manifest)
         resident.in_use += 1
+        if ready and self._observer:
+            self._observer.adapter_found("slot")
         try:
             adapter = resident.adapter or await self._loaded(resident, on_stage)
             resident.last_used = time.monotonic()
@@ -117,6 +129,33 @@ class Residency:
             resident.last_used = time.monotonic()
             await self._leave_quarantined(resident)
             await self._announce_room()
+
+    @contextmanager
+    def expected(self, manifest: Manifest | None) -> Iterator[None]:
+        """A request for the version waits or runs, for the time of the block: it is prepared meanwhile if it is not loaded."""
+        if manifest is None or manifest.base.fingerprint != self.base_fingerprint:
+            yield
+            return
+        with self._memory.expect(manifest, prefetch=manifest.digest not in self._residents):
+            yield
+
+    def load_ahead(self, digest: str) -> None:
+        """Requests for the version are next to get a slot: have it in the engine by then, in the place that is one more.
+
+        One at a time, if it is in host memory, and never instead of what other requests wait for.
+        """
+        manifest = self._memory.manifest(digest)
+        if self._loads_ahead or manifest is None or digest in self._residents or digest in self.quarantined:
+            return
+        if (found := self._place(ahead=True)) is not None:
+            resident = self._residents[digest] = Resident(manifest, *found)
+            task = asyncio.create_task(self._load_claimed(resident, lambda _stage, _detail: None))
+            task.add_done_callback(_retrieve)
+            self._ahead = resident.loading = task
+
+    @property
+    def _loads_ahead(self) -> bool:
+        return self._ahead is not None and not self._ahead.done()
 
     async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
         """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
@@ -189,7 +228,7 @@ class Residency:
                     fix="Wait for them to finish, then try again.",
                 )
             self._unpin(resident)
-            await self._evict(resident)
+            await self._engine.unload_adapter(self._evict(resident))
             return True
 
     def quarantine(self, manifest: Manifest) -> None:
@@ -215,12 +254,12 @@ class Residency:
             return
         async with self._room:
             if resident.evictable and self._residents.get(resident.manifest.digest) is resident:
-                await self._evict(resident)
+                await self._engine.unload_adapter(self._evict(resident))
 
     async def recheck(self, adapter: LoadedAdapter) -> None:
         """Before an adapter is loaded into a restarted engine: see that its files are still what was published."""
         if resident := self._holder(adapter):
-            await self._copies.recheck(resident.manifest)
+            await self._memory.recheck(resident.manifest)
 
     def forget(self, adapter: LoadedAdapter) -> None:
         """The adapter is not in the engine any more: its next request loads it anew, under another id."""
@@ -250,8 +289,8 @@ class Residency:
                 while True:
                     if present := self._residents.get(manifest.digest):
                         return present
-                    if len(self._residents) < self.capacity or await self._evict_oldest():
-                        resident = self._residents[manifest.digest] = Resident(manifest)
+                    if (found := self._place()) is not None:
+                        resident = self._residents[manifest.digest] = Resident(manifest, *found)
                         return resident
                     self.on_full()
                     await self._room.wait()
@@ -278,53 +317,79 @@ class Residency:
         adapter = None
         try:
             on_stage("loading", f"fetching {manifest.ref}")
-            folder = await self._fetch(manifest)
-            name = f"{manifest.ref}#{manifest.digest.removeprefix('sha256:')[:16]}"
-            adapter = LoadedAdapter(next(self._ids), name, folder, manifest.rank)
-            on_stage("loading", f"loading {manifest.ref} into the engine")
-            await self._engine.load_adapter(adapter)
-            on_stage("probing", f"checking that {manifest.ref} changes the answers")
-            await self._probe.check(adapter)
+            async with AsyncExitStack() as stack:
+                prepared = await self._prepared(manifest, stack)
+                name = f"{manifest.ref}#{manifest.digest.removeprefix('sha256:')[:16]}"
+                adapter = LoadedAdapter(next(self._ids), name, prepared.folder, manifest.rank, prepared.file)
+                on_stage("loading", f"loading {manifest.ref} into the engine")
+                replaced, resident.replaces = resident.replaces, None
+                await self._engine.load_adapter(adapter, replaced)
+            await self._check_effect(manifest, adapter, on_stage)
         except BaseException:
             self._residents.pop(manifest.digest, None)
             try:
-                if adapter is not None:
-                    await self._engine.unload_adapter(adapter)
+                for left in filter(None, (adapter, resident.replaces)):
+                    await self._engine.unload_adapter(left)
             finally:
                 await self._announce_room()
             raise
         resident.adapter = adapter
         seconds = time.monotonic() - started
-        log.info("adapter loaded", adapter=manifest.ref, digest=manifest.digest, seconds=round(seconds, 3))
+        log.info(
+            "adapter loaded",
+            adapter=manifest.ref,
+            digest=manifest.digest,
+            tier=prepared.tier,
+            seconds=round(seconds, 3),
+        )
         self.on_event(InEngine("loaded", manifest, seconds))
         if self._observer:
-            self._observer.adapter_loaded(seconds)
+            self._observer.adapter_found(prepared.tier)
+            self._observer.adapter_loaded(seconds, prepared.tier)
 
-    async def _fetch(self, manifest: Manifest) -> Path:
+    async def _prepared(self, manifest: Manifest, stack: AsyncExitStack) -> Prepared:
+        """The version in host memory, kept there until `stack` closes."""
         try:
             async with asyncio.timeout(self._load_timeout_s):
-                return await self._copies.get(manifest)
+                return await stack.enter_async_context(self._memory.hold(manifest))
         except TimeoutError as error:
             raise RegistryUnavailable(f"fetching {manifest.ref}", "it took too long") from error
 
-    async def _evict_oldest(self) -> bool:
-        """Evict the least recently used version that may go; False if none may. Called with the condition held."""
-        candidates = [resident for resident in self._residents.values() if resident.evictable]
-        if not candidates:
-            return False
-        await self._evict(min(candidates, key=lambda resident: resident.last_used))
-        return True
+    async def _check_effect(self, manifest: Manifest, adapter: LoadedAdapter, on_stage: OnStage) -> None:
+        if manifest.digest in self._probed:
+            return
+        on_stage("probing", f"checking that {manifest.ref} changes the answers")
+        await self._probe.check(adapter)
+        self._probed.add(manifest.digest)
 
-    async def _evict(self, resident: Resident) -> None:
+    def _place(self, *, ahead: bool = False) -> tuple[LoadedAdapter | None] | None:
+        """A place, and who is still in it; None while none may go. The engine forgets it when its successor comes."""
+        count, now = len(self._residents), time.monotonic()
+        if count < self.capacity + ahead:
+            return (None,)
+        idle = [resident for resident in self._residents.values() if resident.evictable]
+        if ahead:
+            idle = [resident for resident in idle if resident.manifest.digest not in self._memory.expected]
+        if idle:
+            return (self._evict(min(idle, key=lambda resident: self._worth(resident, now))),)
+        return (None,) if count == self.capacity and self._loads_ahead else None
+
+    def _worth(self, resident: Resident, now: float) -> tuple[bool, float, float]:
+        """Least goes first, of equals the one unused for longest. All slots are alike, and so are copies into them."""
+        digest = resident.manifest.digest
+        return digest in self._memory.expected, self._rates.worth(digest, now), resident.last_used
+
+    def _evict(self, resident: Resident) -> LoadedAdapter:
+        """From now on no request can lease it; the engine has yet to forget it."""
         adapter = resident.adapter
-        # First, so that no request can lease it while the engine forgets it.
+        if adapter is None:
+            raise RuntimeError(f"{resident.manifest.ref} is not in the engine yet")
         del self._residents[resident.manifest.digest]
-        if adapter is not None:
-            await self._engine.unload_adapter(adapter)
-            log.info("adapter evicted", adapter=resident.manifest.ref)
-            self.on_event(InEngine("evicted", resident.manifest))
-            if self._observer:
-                self._observer.adapter_evicted()
+        log.info("adapter evicted", adapter=resident.manifest.ref)
+        self.on_event(InEngine("evicted", resident.manifest))
+        if self._observer:
+            self._observer.adapter_evicted("slot")
+        return adapter
 
     @contextmanager
     def _claim(self, digest: str) -> Iterator[None]:

@@ -1,0 +1,11 @@
+"""Residency: which adapters are where, from the registry to the engine's slots, each tier bounded.
+
+slots.py     what is in the engine: leases, pins, loads, evictions; nothing runs that is not loaded, confirmed and probed
+memory.py    prepared copies in host memory, which the engine has only to copy; what the queue will need is prepared ahead
+             below it: verified local copies (registry/cache.py), and the registry
+"""
+
+from engine.runtime.residency.memory import HostMemory, Tier, shared_folder
+from engine.runtime.residency.slots import Lease, Observer, OnStage, Residency, Resident
+
+__all__ = ["HostMemory", "Lease", "Observer", "OnStage", "Residency", "Resident", "Tier", "shared_folder"]
