@@ -19,7 +19,7 @@ from loadtest.bench.memory import Cost, table, to_json
 from loadtest.bench.profile import OUTSIDE, read_trace, summarize
 from loadtest.bench.profile import table as profile_table
 
-PARTS = ("adapters", "frontend", "memory", "profile", "router", "all")
+PARTS = ("adapters", "frontend", "memory", "profile", "residency", "eviction", "router", "all")
 COMMAND: Any = get_command(app)
 
 
