@@ -93,6 +93,7 @@ class Trials:
         self._steady = steady
         self._wall = wall
         self._watched: dict[str, Watched] = {}
+        self._troubles: dict[str, str] = {}  # by name: why its decision is not written yet
 
     def began(self, answer: Answer) -> None:
         """Nothing is known about the request yet."""
@@ -182,7 +183,11 @@ class Trials:
         except (Overtaken, NotAllowedNow) as error:
             log.info("canary was decided elsewhere", adapter=canary.name, problem=error.message)
         except LoraplexError as error:
-            log.warning("canary is not decided yet", adapter=canary.name, why=decision.why, problem=error.message)
+            if self._troubles.get(canary.name) != error.message:  # one line for an hour's outage
+                self._troubles[canary.name] = error.message
+                log.warning("canary is not decided yet", adapter=canary.name, why=decision.why, problem=error.message)
+        else:
+            self._troubles.pop(canary.name, None)
         await self._catalog.refresh()
 
     async def _end(self, canary: Canary, why: str) -> AliasChange:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,10 +18,12 @@ async def execute(plan: Plan, *, as_json: bool) -> Exit:
     """Run the faults and print what came of them; returns the exit code. Raises BadInput without an adapter to go by."""
     if not (plan.template / "adapter_config.json").is_file():
         raise BadInput(f"there is no adapter in {plan.template}", "Name a folder that PEFT wrote.")
+    if task := asyncio.current_task():  # told to end, as by Ctrl-C, no server of ours may stay behind
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("starting a server", total=plan.count)
-        outcome = await run(plan, lambda kind: bar.update(task, advance=1, description=kind))
+        shown = bar.add_task("starting a server", total=plan.count)
+        outcome = await run(plan, lambda kind: bar.update(shown, advance=1, description=kind))
     data = document(outcome)
     if as_json:
         out.print_json(data=data)

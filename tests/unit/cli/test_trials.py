@@ -31,6 +31,16 @@ def told(server: FakeServer, *words: str) -> Any:
     return done.json
 
 
+def settled(server: FakeServer, name: str, drawn: int) -> Any:
+    """The shadow's report, once so many copies have been compared, dropped or have failed."""
+    for _ in range(100):
+        report = told(server, "shadow", name, "--report")
+        if report["compared"] + sum((report["dropped"] | report["failed"]).values()) == drawn:
+            break
+        time.sleep(0.05)
+    return report
+
+
 def test_a_canary_that_is_judged(server: FakeServer, name: str) -> None:
     """What was asked for is in the log with the bounds that were left out; the report says how it fares."""
     change = told(server, "canary", f"{name}@v2", "--weight", "0.5", "--for", "10m", "--max-ttft-ratio", "3")
@@ -55,10 +65,9 @@ def test_a_shadow(server: FakeServer, name: str) -> None:
     assert (change["alias"], change["shadow_sample"], change["reason"]) == ("shadow", 1.0, "try")
     assert told(server, "show", name)["shadow"] == {"version": "v2", "sample": 1.0}
     with Client(server.target) as client:
-        for _ in range(3):
+        for number in range(1, 4):
             client.generate(adapter=name, prompt="hi", temperature=0)
-            time.sleep(0.1)
-    report = told(server, "shadow", name, "--report")
+            report = settled(server, name, number)
     assert (report["drawn"], report["equal"]) == (3, 0)
     assert report["compared"] >= 1
     shown = call("adapters", "shadow", name, "--report", "--server", server.target).out

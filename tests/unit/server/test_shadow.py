@@ -276,7 +276,7 @@ async def test_a_version_that_does_not_load_is_no_shadow(stubs: Stubs, server: F
         await asyncio.to_thread(server.publish, name)
     engine = engine_of(server)
 
-    async def refuse(adapter: Any) -> None:
+    async def refuse(adapter: Any, *_: Any) -> None:
         raise InvalidAdapter("load", adapter.ref, "vLLM refuses to load it", fix="See the log.")
 
     engine.load_adapter = refuse  # type: ignore[method-assign]

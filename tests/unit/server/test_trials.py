@@ -352,11 +352,11 @@ async def test_a_canary_that_was_overtaken_while_warming_does_not_begin(meanwhil
             engine, may_load, loading = engine_of(server), asyncio.Event(), []
             original = type(engine).load_adapter
 
-            async def slow(adapter: Any) -> None:
+            async def slow(adapter: Any, *others: Any) -> None:
                 loading.append(adapter)
                 while not may_load.is_set():
                     await asyncio.sleep(0.005)
-                await original(engine, adapter)
+                await original(engine, adapter, *others)
 
             engine.load_adapter = slow  # type: ignore[method-assign]
             request = pb.SetCanaryRequest(name="support", version="v3", weight=0.5)
