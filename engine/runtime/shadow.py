@@ -31,7 +31,6 @@ log = structlog.get_logger(__name__)
 
 Outcome = Literal["equal", "different", "failed", "dropped"]
 
-_LEAST_PRIORITY = -1000  # inside the engine: below every request's
 _LONGEST_S = 60.0
 _LOAD_AGAIN_S = 60.0  # between loads for shadows of one version: each costs the engine a moment
 
@@ -210,7 +209,7 @@ class Shadows:
                 raise
 
     async def _generate(self, adapter: LoadedAdapter, prompt: Sequence[int], sampling: Sampling) -> Answered:
-        request = EngineRequest(f"s{next(self._numbers)}", prompt, sampling, adapter, _LEAST_PRIORITY)
+        request = EngineRequest(f"s{next(self._numbers)}", prompt, sampling, adapter)
         tokens: list[int] = []
         started, first = time.monotonic(), 0.0
         async with aclosing(self._engine.generate(request)) as deltas:
