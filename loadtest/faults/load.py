@@ -97,6 +97,11 @@ class Callers:
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
+    def cancel(self) -> None:
+        """Wait for nothing: the run was told to end."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _call(self, rng: random.Random) -> None:
         metadata = [("x-loraplex-tenant", self._tenant)]
         async with AsyncClient(self._address, metadata=metadata, retries=0) as client:

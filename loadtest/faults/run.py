@@ -128,8 +128,10 @@ async def _break(plan: Plan, scene: Scene, outcome: Outcome, step: Callable[[str
         callers.start(plan.callers, plan.seed + 100 * number)
     try:
         await _faults(plan, scene, outcome, step)
-    finally:
         await asyncio.gather(*(callers.stop() for callers in (*others, scene.victim)))
+    finally:
+        for callers in (*others, scene.victim):
+            callers.cancel()
 
 
 async def _faults(plan: Plan, scene: Scene, outcome: Outcome, step: Callable[[str], None]) -> None:
