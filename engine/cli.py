@@ -26,6 +26,7 @@ def make_app() -> typer.Typer:
         router,
         serve,
         simulate,
+        top,
         train,
     )
     from loadtest.cli import app as loadtest
@@ -51,6 +52,7 @@ def make_app() -> typer.Typer:
     app.add_typer(base.app, name="base")
     app.add_typer(cluster.app, name="cluster")
     app.command("simulate")(simulate.simulate)
+    app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)
     app.add_typer(loadtest, name="loadtest")
     return app

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     max_adapter_wait_s: float = Field(
         2.0, gt=0, le=3600, description="Wait after which an adapter is given the next slot that can be freed."
     )
+    max_shadows: int = Field(
+        4, ge=0, le=1024, description="Copies for shadow versions at once, in room that nothing needs; 0 makes none."
+    )
     tenant_weights: str = Field(
         "", description="Shares of tenants that count for more or less than 1, such as gold=4,batch=0.5."
     )

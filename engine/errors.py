@@ -7,6 +7,7 @@
     │   ├── AdapterNotFound           NOT_FOUND            no such adapter, version or alias; the nearest names
     │   ├── VersionExists             ALREADY_EXISTS       this version is published, with other bytes
     │   ├── AliasMoved                ABORTED              somebody else moved the alias first
+    │   ├── Overtaken                 ABORTED              an alias moved while the version was being loaded
     │   ├── WrongBase                 FAILED_PRECONDITION  trained on another base model
     │   ├── OtherVersion              FAILED_PRECONDITION  it cannot go on with an answer that another version began
     │   ├── Unsigned                  FAILED_PRECONDITION  no signature by the key that this server requires
@@ -128,6 +129,17 @@ class AliasMoved(LoraplexError):
 
     def __init__(self, alias: str, expected: str, actual: str) -> None:
         super().__init__(f"{alias} names {actual or 'no version'}, not {expected}")
+
+
+class Overtaken(LoraplexError):
+    """What the change was based on has changed since: another move of the adapter's aliases came first."""
+
+    status = "ABORTED"
+    reason = "OVERTAKEN"
+    fix = AliasMoved.fix
+
+    def __init__(self, alias: str, version: str) -> None:
+        super().__init__(f"{alias} was set to {version} meanwhile")
 
 
 class WrongBase(LoraplexError):

@@ -232,6 +232,33 @@ def selftest(
     _ended(lambda: asyncio.run(_selftest(long)))
 
 
+@app.command()
+def faults(
+    model: Annotated[Path, typer.Argument(help="The base model's folder.")],
+    adapter: Annotated[Path, typer.Option(help="An adapter folder: what the run's own adapters are shaped like.")],
+    count: Annotated[int, typer.Option(min=1, help="How many faults; of 24 and more each kind comes at least once.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which faults, and when.")] = 1,
+    engine: Annotated[str, typer.Option(help="vllm, or fake: without the faults of processes.")] = "vllm",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:  # fmt: skip
+    """Break one tenant's adapters, the storage and the engine's processes under load; nobody else may notice.
+
+    Example:
+      loraplex loadtest faults .models/smollm2-135m-instruct --adapter examples/support/v1
+
+    Starts a server. Files vanish, shrink, are swapped and poisoned in the
+    registry, in the server's copies and while they are loaded; what does not
+    load is promoted; callers leave; the storage goes away; the engine's
+    processes stand still and are killed. It passes if every request got a
+    final status that says something, every answer was that of the adapter it
+    names, and all requests of the other tenants were answered.
+    """
+    from loadtest.faults.command import execute
+    from loadtest.faults.run import Plan
+
+    _ended(lambda: execute(Plan(model, adapter, count, seed, engine), as_json=as_json))
+
+
 def _ended(work: Callable[[], Exit | Coroutine[Any, Any, Exit] | None]) -> None:
     """Run a command; say what went wrong and what to do about it, and exit with its code."""
     try:

@@ -21,6 +21,7 @@ E = TypeVar(
     pb.SetAliasResponse,
     pb.RollbackAliasResponse,
     pb.SetCanaryResponse,
+    pb.SetShadowResponse,
     pb.PreloadAdapterResponse,
 )  # the last message of each carries the result, the others carry progress
 
@@ -126,13 +127,17 @@ class Adapters:
         reason: str = "",
         on_progress: OnProgress | None = None,
         *,
+        trial: pb.CanaryTrial | None = None,
         timeout_s: float = _LONG_S,
     ) -> pb.AliasChange:
         """Load and probe a version, then let it answer a share `weight`, 0 to 1, of what bare `name` is asked.
 
-        Left out, `version` is the one that the alias "canary" names now: to change the weight.
+        Left out, `version` is the one that the alias "canary" names now: to change the weight. With a `trial` (see `trial`) the
+        servers judge it, and end or promote it by themselves.
         """
-        request = pb.SetCanaryRequest(name=name, version=version, weight=weight, actor=actor, reason=reason)
+        request = pb.SetCanaryRequest(
+            name=name, version=version, weight=weight, actor=actor, reason=reason, trial=trial
+        )
         return (await self._long("SetCanary", request, pb.SetCanaryResponse, on_progress, timeout_s)).change
 
     async def end_canary(
@@ -141,6 +146,42 @@ class Adapters:
         """Let "current" answer alone again; FailedPrecondition when no canary stands."""
         request = pb.EndCanaryRequest(name=name, actor=actor, reason=reason)
         return (await self._call("EndCanary", request, pb.EndCanaryResponse, timeout_s)).change
+
+    async def canary_report(self, name: str, *, timeout_s: float | None = None) -> pb.GetCanaryReportResponse:
+        """How the canary that stands fares beside "current", as this server has seen it."""
+        request = pb.GetCanaryReportRequest(name=name)
+        return await self._call("GetCanaryReport", request, pb.GetCanaryReportResponse, timeout_s)
+
+    async def set_shadow(
+        self,
+        name: str,
+        sample: float,
+        version: str = "",
+        actor: str = "",
+        reason: str = "",
+        on_progress: OnProgress | None = None,
+        *,
+        timeout_s: float = _LONG_S,
+    ) -> pb.AliasChange:
+        """Load and probe a version, then ask it a copy of a share `sample`, 0 to 1, of what bare `name` is asked.
+
+        Left out, `version` is the one that the alias "shadow" names now: to change the share. Nobody gets its answers: they are
+        compared with those of the current version (`shadow_report`) and dropped.
+        """
+        request = pb.SetShadowRequest(name=name, version=version, sample=sample, actor=actor, reason=reason)
+        return (await self._long("SetShadow", request, pb.SetShadowResponse, on_progress, timeout_s)).change
+
+    async def end_shadow(
+        self, name: str, actor: str = "", reason: str = "", *, timeout_s: float | None = None
+    ) -> pb.AliasChange:
+        """Copy no more requests; FailedPrecondition when no shadow stands."""
+        request = pb.EndShadowRequest(name=name, actor=actor, reason=reason)
+        return (await self._call("EndShadow", request, pb.EndShadowResponse, timeout_s)).change
+
+    async def shadow_report(self, name: str, *, timeout_s: float | None = None) -> pb.GetShadowReportResponse:
+        """How the shadow that stands answers beside "current", as this server has seen it."""
+        request = pb.GetShadowReportRequest(name=name)
+        return await self._call("GetShadowReport", request, pb.GetShadowReportResponse, timeout_s)
 
     async def remove_alias(
         self, name: str, alias: str, actor: str = "", reason: str = "", *, timeout_s: float | None = None
@@ -185,10 +226,13 @@ class Adapters:
         return [json.loads(record) for record in response.records_json]
 
     async def watch(
-        self, name: str = "", *, timeout_s: float = float("inf")
+        self, name: str = "", *, include_engine: bool = False, timeout_s: float = float("inf")
     ) -> AsyncGenerator[pb.WatchAdaptersResponse, None]:
-        """Changes from now on, of one adapter or of all. The first message has no change: the watch has begun."""
-        request = pb.WatchAdaptersRequest(name=name)
+        """Changes from now on, of one adapter or of all. The first message has no change: the watch has begun.
+
+        With `include_engine` also loads, evictions and quarantines of this server's engine.
+        """
+        request = pb.WatchAdaptersRequest(name=name, include_engine=include_engine)
         call = self._wire.stream("AdapterService/WatchAdapters", request, pb.WatchAdaptersResponse, timeout_s)
         try:
             with translated():
@@ -208,6 +252,23 @@ class Adapters:
             return await _result(call, on_progress)
         finally:
             call.cancel()
+
+
+def trial(
+    duration_s: float,
+    max_error_rate: float | None = None,
+    max_ttft_ratio: float | None = None,
+    *,
+    promote: bool = False,
+) -> pb.CanaryTrial:
+    """How to judge a canary: ended when it fails more or is slower than that, and after `duration_s` ended or promoted.
+
+    Left out, the bounds are the server's: 0.02 of the requests, 1.5 times the current version's time to first token.
+    """
+    then = pb.AFTER_TRIAL_PROMOTE if promote else pb.AFTER_TRIAL_END
+    made = pb.CanaryTrial(max_error_rate=max_error_rate, max_ttft_ratio=max_ttft_ratio, then=then)
+    made.duration.FromMicroseconds(round(duration_s * 1_000_000))
+    return made
 
 
 async def _result(events: AsyncIterable[E], on_progress: OnProgress | None) -> E:

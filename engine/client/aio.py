@@ -120,6 +120,12 @@ class AsyncClient:
             "EngineService/GetEngine", engine_pb2.GetEngineRequest(), engine_pb2.GetEngineResponse, timeout_s
         )
 
+    async def activity(self, *, timeout_s: float | None = None) -> engine_pb2.GetActivityResponse:
+        """Who is being served, and how well; counters run from the server's start."""
+        return await self._wire.unary(
+            "EngineService/GetActivity", engine_pb2.GetActivityRequest(), engine_pb2.GetActivityResponse, timeout_s
+        )
+
     async def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Return when the server's health is SERVING; DeadlineExceeded if it is not within `timeout_s` seconds."""
         clock = asyncio.get_running_loop().time

@@ -123,6 +123,10 @@ class SyncAdapters(_Facade[Adapters]):
     rollback = _blocking(Adapters.rollback)
     set_canary = _blocking(Adapters.set_canary)
     end_canary = _blocking(Adapters.end_canary)
+    canary_report = _blocking(Adapters.canary_report)
+    set_shadow = _blocking(Adapters.set_shadow)
+    end_shadow = _blocking(Adapters.end_shadow)
+    shadow_report = _blocking(Adapters.shadow_report)
     remove_alias = _blocking(Adapters.remove_alias)
     preload = _blocking(Adapters.preload)
     pin = _blocking(Adapters.pin)
@@ -132,10 +136,10 @@ class SyncAdapters(_Facade[Adapters]):
     evaluations = _blocking(Adapters.evaluations)
 
     def watch(
-        self, name: str = "", *, timeout_s: float = float("inf")
+        self, name: str = "", *, include_engine: bool = False, timeout_s: float = float("inf")
     ) -> Generator[adapters_pb2.WatchAdaptersResponse, None, None]:
         """Changes from now on, of one adapter or of all. The first message has no change: the watch has begun."""
-        return self._loop.drain(self._inner.watch(name, timeout_s=timeout_s))
+        return self._loop.drain(self._inner.watch(name, include_engine=include_engine, timeout_s=timeout_s))
 
 
 class Client(_Facade[AsyncClient]):
@@ -185,6 +189,7 @@ class Client(_Facade[AsyncClient]):
     generate = _blocking(AsyncClient.generate)
     count_tokens = _blocking(AsyncClient.count_tokens)
     engine = _blocking(AsyncClient.engine)
+    activity = _blocking(AsyncClient.activity)
     wait_ready = _blocking(AsyncClient.wait_ready)
 
     def stream(self, **options: Unpack[GenerateOptions]) -> Generator[Chunk, None, None]:

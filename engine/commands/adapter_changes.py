@@ -1,4 +1,4 @@
-"""`loraplex adapters`: publish, promote, roll back, delete."""
+"""`loraplex adapters`: publish, promote, roll back, delete. Trying a version out is in adapter_trials.py."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def promote(
         move = Move(version.name, alias, whoami(), reason)
         return version.name, await _promote(backend, move, version.version, expected), backend.after_move
 
-    _tell_move(*run(work, server, registry), as_json=as_json)
+    tell_move(*run(work, server, registry), as_json=as_json)
 
 
 async def _promote(backend: Backend, move: Move, version: str, expected: str) -> pb.AliasChange:
@@ -207,56 +207,7 @@ def rollback(
             change = await backend.rollback(Move(name, alias, whoami(), reason), report)
         return name, change, backend.after_move
 
-    _tell_move(*run(work, server, registry), as_json=as_json)
-
-
-@app.command()
-def canary(
-    ref: Ref,
-    weight: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="The canary's share of the requests, 0 to 1; 0.05 is 5 %."),
-    ] = None,
-    end: Annotated[bool, typer.Option("--end", help="Let the current version answer alone again.")] = False,
-    reason: Reason = "",
-    server: Server = DEFAULT_SERVER,
-    registry: RegistryUrl = None,
-    as_json: Json = False,
-) -> None:
-    """Try a version on a share of the requests: load and probe it, then give it its share.
-
-    Examples:
-      loraplex adapters canary support@v3 --weight 0.05
-      loraplex adapters canary support --weight 0.25     # more for the same version
-      loraplex adapters promote support@canary           # it is good: all of them
-      loraplex adapters canary support --end             # it is not: none
-
-    Only requests for `support` are shared out; `support@current` and
-    `support@v2` get what they name. Requests with the same routing key always
-    get the same version. The canary ends when `current` or `canary` moves.
-    """
-    from engine.commands.backends import Move
-    from engine.registry.names import CANARY, AdapterRef
-
-    parsed = AdapterRef.parse(ref)
-    if (weight is None) != end or (end and not parsed.bare):
-        raise typer.BadParameter(f"give --weight SHARE to start or change it, or {parsed.name} --end to end it")
-    share = weight or 0.0
-
-    async def work(backend: Backend) -> tuple[str, pb.AliasChange, str]:
-        move = Move(parsed.name, CANARY, whoami(), reason)
-        change = await (backend.end_canary(move) if end else _start_canary(backend, move, ref, share))
-        return parsed.name, change, backend.after_move
-
-    _tell_move(*run(work, server, registry), as_json=as_json)
-
-
-async def _start_canary(backend: Backend, move: Move, ref: str, weight: float) -> pb.AliasChange:
-    from engine.commands.backends import find
-
-    version = (await find(backend, ref)).version if "@" in ref else ""
-    with output.stages(f"starting a canary of {move.name}") as report:
-        return await backend.set_canary(move, version, weight, report)
+    tell_move(*run(work, server, registry), as_json=as_json)
 
 
 @app.command()
@@ -283,10 +234,11 @@ def unalias(
         move = Move(parsed.name, parsed.selector, whoami(), reason)
         return parsed.name, await backend.remove_alias(move), backend.after_move
 
-    _tell_move(*run(work, server, registry), as_json=as_json)
+    tell_move(*run(work, server, registry), as_json=as_json)
 
 
-def _tell_move(name: str, change: pb.AliasChange, after: str, *, as_json: bool) -> None:
+def tell_move(name: str, change: pb.AliasChange, after: str, *, as_json: bool) -> None:
+    """Say what an alias names now, and `after` it what is to be known about that."""
     from engine.commands import describe
 
     output.emit(describe.change_data(name, change), as_json, lambda: [describe.change_line(name, change)])

@@ -97,14 +97,15 @@ def watch(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Print changes as they happen: publications, alias moves, deletions. Ctrl-C ends it.
+    """Print changes as they happen: publications, alias moves, deletions, loads, evictions, quarantines.
 
     Examples:
       loraplex adapters watch
       loraplex adapters watch support --json
       loraplex adapters watch --for 60
 
-    With --json every line is a JSON object; the first says that the watch has begun.
+    With --json every line is a JSON object; the first says that the watch has
+    begun. Ctrl-C ends it.
     """
 
     async def work(adapters: Adapters) -> None:
@@ -120,7 +121,7 @@ def watch(
 async def _print_events(adapters: Adapters, name: str, as_json: bool) -> None:
     from engine.commands import describe
 
-    async with aclosing(adapters.watch(name)) as events:
+    async with aclosing(adapters.watch(name, include_engine=True)) as events:
         async for event in events:
             if as_json:
                 output.write_json(describe.event_data(event))

@@ -66,12 +66,30 @@ class Backend(Protocol):
         """Point the alias at the version that it named before."""
         ...
 
-    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+    async def set_canary(
+        self, move: Move, version: str, weight: float, trial: pb.CanaryTrial | None, report: Report
+    ) -> pb.AliasChange:
         """Give a version ("": the one that the alias names) a share of the bare name's requests."""
         ...
 
     async def end_canary(self, move: Move) -> pb.AliasChange:
         """Let the current version answer alone."""
+        ...
+
+    async def canary_report(self, name: str) -> pb.GetCanaryReportResponse:
+        """How the canary fares; only servers know."""
+        ...
+
+    async def set_shadow(self, move: Move, version: str, sample: float, report: Report) -> pb.AliasChange:
+        """Have a version ("": the one that the alias names) asked copies of a share of the bare name's requests."""
+        ...
+
+    async def end_shadow(self, move: Move) -> pb.AliasChange:
+        """Copy no more requests."""
+        ...
+
+    async def shadow_report(self, name: str) -> pb.GetShadowReportResponse:
+        """How the shadow answers; only servers know."""
         ...
 
     async def remove_alias(self, move: Move) -> pb.AliasChange:
@@ -164,13 +182,33 @@ class ServerBackend:
         """The server loads the version first, if it has gone meanwhile."""
         return await self._adapters.rollback(move.name, move.alias, move.actor, move.reason, _forward(report))
 
-    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+    async def set_canary(
+        self, move: Move, version: str, weight: float, trial: pb.CanaryTrial | None, report: Report
+    ) -> pb.AliasChange:
         """The server loads and probes the version first."""
-        return await self._adapters.set_canary(move.name, weight, version, move.actor, move.reason, _forward(report))
+        return await self._adapters.set_canary(
+            move.name, weight, version, move.actor, move.reason, _forward(report), trial=trial
+        )
 
     async def end_canary(self, move: Move) -> pb.AliasChange:
         """Ask."""
         return await self._adapters.end_canary(move.name, move.actor, move.reason)
+
+    async def canary_report(self, name: str) -> pb.GetCanaryReportResponse:
+        """Ask."""
+        return await self._adapters.canary_report(name)
+
+    async def set_shadow(self, move: Move, version: str, sample: float, report: Report) -> pb.AliasChange:
+        """The server loads and probes the version first."""
+        return await self._adapters.set_shadow(move.name, sample, version, move.actor, move.reason, _forward(report))
+
+    async def end_shadow(self, move: Move) -> pb.AliasChange:
+        """Ask."""
+        return await self._adapters.end_shadow(move.name, move.actor, move.reason)
+
+    async def shadow_report(self, name: str) -> pb.GetShadowReportResponse:
+        """Ask."""
+        return await self._adapters.shadow_report(name)
 
     async def remove_alias(self, move: Move) -> pb.AliasChange:
         """Ask."""

@@ -50,14 +50,39 @@ def change_data(name: str, change: pb.AliasChange) -> dict[str, Any]:
         "actor": change.actor,
         "reason": change.reason,
         "canary_weight": change.canary_weight if change.HasField("canary_weight") else None,
+        "canary_trial": _trial_data(change.canary_trial) if change.HasField("canary_trial") else None,
+        "shadow_sample": change.shadow_sample if change.HasField("shadow_sample") else None,
     }
+
+
+def canary_data(canary: pb.Canary) -> dict[str, Any]:
+    """A canary that stands, for programs."""
+    data: dict[str, Any] = {"version": canary.version, "weight": canary.weight}
+    if canary.HasField("trial"):
+        data |= {"trial": _trial_data(canary.trial), "ends_at": _iso(canary.ends_at)}
+    return data
+
+
+def _trial_data(trial: pb.CanaryTrial) -> dict[str, Any]:
+    return {
+        "seconds": trial.duration.ToTimedelta().total_seconds(),
+        "max_error_rate": trial.max_error_rate,
+        "max_ttft_ratio": trial.max_ttft_ratio,
+        "then": _then(trial),
+    }
+
+
+def _then(trial: pb.CanaryTrial) -> str:
+    return "promote" if trial.then == pb.AFTER_TRIAL_PROMOTE else "end"
 
 
 def summary_data(summary: pb.AdapterSummary) -> dict[str, Any]:
     """An adapter of a list, for programs."""
     data = {"name": summary.name, "aliases": dict(sorted(summary.aliases.items())), "versions": list(summary.versions)}
     if summary.HasField("canary"):
-        data["canary"] = {"version": summary.canary.version, "weight": summary.canary.weight}
+        data["canary"] = canary_data(summary.canary)
+    if summary.HasField("shadow"):
+        data["shadow"] = {"version": summary.shadow.version, "sample": summary.shadow.sample}
     return data
 
 
@@ -96,7 +121,12 @@ def adapter_view(found: pb.GetAdapterResponse) -> Iterator[RenderableType]:
     yield _versions(found.adapter.name, list(reversed(found.versions)), named)
     if found.adapter.HasField("canary"):
         canary = found.adapter.canary
-        yield Text(f"{canary.version} answers {canary.weight:.4g} of the requests for {found.adapter.name}", "bold")
+        until = f" until {_when(canary.ends_at)}, then {_then(canary.trial)}" if canary.HasField("trial") else ""
+        text = f"{canary.version} answers {canary.weight:.4g} of the requests for {found.adapter.name}{until}"
+        yield Text(text, "bold")
+    if found.adapter.HasField("shadow"):
+        shadow = found.adapter.shadow
+        yield Text(f"{shadow.version} is asked copies of {shadow.sample:.4g} of the requests for {found.adapter.name}")
     yield Text()
     yield _history(list(reversed(found.history))[:10])
     for version in found.versions:
@@ -127,6 +157,8 @@ def _history(changes: Sequence[pb.AliasChange]) -> Table:
         by, version = change.actor or NONE, change.version or "(removed)"
         if change.HasField("canary_weight"):
             version += f" for {change.canary_weight:.4g} of requests"
+        if change.HasField("shadow_sample"):
+            version += f" for copies of {change.shadow_sample:.4g} of requests"
         made.add_row(_when(change.created_at), change.alias, version, by, change.reason)
     return made
 
@@ -157,7 +189,16 @@ def change_line(name: str, change: pb.AliasChange) -> Text:
     if not change.version:
         return Text(f"{name}@{change.alias} is removed")
     if change.HasField("canary_weight"):
-        return Text(f"{name}@{change.version} now answers {change.canary_weight:.4g} of the requests for {name}")
+        text = f"{name}@{change.version} now answers {change.canary_weight:.4g} of the requests for {name}"
+        if change.HasField("canary_trial"):
+            trial = change.canary_trial
+            seconds = trial.duration.ToTimedelta().total_seconds()
+            text += f", judged for {seconds:g} s, then {_then(trial)}"
+        return Text(text)
+    if change.HasField("shadow_sample"):
+        return Text(
+            f"{name}@{change.version} is now asked copies of {change.shadow_sample:.4g} of the requests for {name}"
+        )
     return Text(f"{name}@{change.alias} now names {name}@{change.version}")
 
 
@@ -170,6 +211,10 @@ def event_data(event: pb.WatchAdaptersResponse) -> dict[str, Any]:
             return {"event": "alias", "name": event.name, "change": change_data(event.name, event.alias_changed)}
         case "deleted_version":
             return {"event": "deleted", "name": event.name, "version": event.deleted_version}
+        case "loaded" | "evicted" | "quarantined" as kind:
+            fact = getattr(event, kind)
+            data = {"event": kind, "name": event.name, "version": fact.version, "digest": fact.digest}
+            return data | ({"seconds": fact.took.ToTimedelta().total_seconds()} if kind == "loaded" else {})
     return {"event": "watching"}
 
 
@@ -182,6 +227,13 @@ def event_line(event: pb.WatchAdaptersResponse) -> Text:
             return change_line(event.name, event.alias_changed)
         case "deleted_version":
             return Text(f"deleted {event.name}@{event.deleted_version}")
+        case "loaded":
+            took = output.seconds(event.loaded.took.ToTimedelta().total_seconds())
+            return Text(f"loaded {event.name}@{event.loaded.version} into the engine in {took}")
+        case "evicted":
+            return Text(f"evicted {event.name}@{event.evicted.version} from the engine")
+        case "quarantined":
+            return Text(f"quarantined {event.name}@{event.quarantined.version}: an answer of it was NaN", "bold red")
     return Text("watching", "dim")
 
 

@@ -15,13 +15,13 @@ from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.commands.backends import Move, Publication
 from engine.commands.output import Report
 from engine.config import MEBIBYTE, load_settings
-from engine.errors import AliasMoved
+from engine.errors import AliasMoved, BadConfiguration
 from engine.registry.aliases import aliases_now
 from engine.registry.canary import canary_now
 from engine.registry.checks import CheckedAdapter, Limits, check_adapter
 from engine.registry.fingerprint import read_base
 from engine.registry.manifest import Manifest
-from engine.registry.names import CANARY, AdapterRef
+from engine.registry.names import CANARY, SHADOW, AdapterRef
 from engine.registry.registry import Registry
 from engine.server import convert
 
@@ -91,18 +91,45 @@ class RegistryBackend:
         reason = move.reason or "rollback"
         return await self.promote(Move(move.name, move.alias, move.actor, reason), target, present, report)
 
-    async def set_canary(self, move: Move, version: str, weight: float, report: Report) -> pb.AliasChange:
+    async def set_canary(
+        self, move: Move, version: str, weight: float, trial: pb.CanaryTrial | None, report: Report
+    ) -> pb.AliasChange:
         """Append to the alias log."""
         present = version or (await self._registry.resolve(AdapterRef(move.name, CANARY))).version
         report("switching", f"{weight:g} of {move.name} to {present}", 0.5)
         change = await self._registry.set_canary(
-            move.name, present, weight, actor=move.actor, reason=move.reason, expected=None if version else present
+            move.name,
+            present,
+            weight,
+            trial=convert.to_trial(trial) if trial else None,
+            actor=move.actor,
+            reason=move.reason,
+            expected=None if version else present,
         )
         return convert.alias_change(change)
 
     async def end_canary(self, move: Move) -> pb.AliasChange:
         """Append to the alias log."""
         return convert.alias_change(await self._registry.end_canary(move.name, actor=move.actor, reason=move.reason))
+
+    async def canary_report(self, name: str) -> pb.GetCanaryReportResponse:
+        """Not known here."""
+        raise _ask_a_server(name)
+
+    async def set_shadow(self, move: Move, version: str, sample: float, report: Report) -> pb.AliasChange:
+        """Append to the alias log."""
+        present = version or (await self._registry.resolve(AdapterRef(move.name, SHADOW))).version
+        report("switching", f"copies of {sample:g} of {move.name} to {present}", 0.5)
+        change = await self._registry.set_shadow(move.name, present, sample, actor=move.actor, reason=move.reason)
+        return convert.alias_change(change)
+
+    async def end_shadow(self, move: Move) -> pb.AliasChange:
+        """Append to the alias log."""
+        return convert.alias_change(await self._registry.end_shadow(move.name, actor=move.actor, reason=move.reason))
+
+    async def shadow_report(self, name: str) -> pb.GetShadowReportResponse:
+        """Not known here."""
+        raise _ask_a_server(name)
 
     async def remove_alias(self, move: Move) -> pb.AliasChange:
         """Append to the alias log."""
@@ -140,6 +167,12 @@ class RegistryBackend:
         manifest = await self._registry.manifest(version.name, version.version)
         await self._registry.fetch(manifest, target)
         return manifest
+
+
+def _ask_a_server(name: str) -> BadConfiguration:
+    return BadConfiguration(
+        f"a registry knows nothing of how {name} is served", fix="Ask a server: --server HOST:PORT."
+    )
 
 
 def check_folder(folder: Path, model: Path | None, fingerprint: str | None = None) -> CheckedAdapter:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from engine.errors import AdapterNotFound, NotAllowedNow
+from engine.errors import AdapterNotFound, NotAllowedNow, Overtaken
 from engine.registry.manifest import AliasChange
-from engine.registry.names import AdapterRef, nearest, nearest_versions
+from engine.registry.names import CANARY, CURRENT, SHADOW, AdapterRef, nearest, nearest_versions
 
 
 def aliases_now(history: Iterable[AliasChange]) -> dict[str, str]:
     """Replay the log: which version each alias names."""
     latest = {change.alias: change.version for change in history}
     return {alias: version for alias, version in sorted(latest.items()) if version is not None}
+
+
+def standing(alias: str, history: Sequence[AliasChange]) -> AliasChange | None:
+    """Replay the log: the move that gave the alias the share that it has now, if any.
+
+    Whatever moves the alias or "current" ends it, so that a promotion or rollback never leaves traffic on a version that was
+    compared with something else.
+    """
+    for change in reversed(history):
+        if change.alias == alias and change.version and change.split:
+            return change
+        if change.alias in (alias, CURRENT):
+            return None
+    return None
+
+
+def refuse_if_overtaken(name: str, alias: str, history: Sequence[AliasChange], since: int) -> None:
+    """Raise Overtaken if a move after number `since` changed what a decision about the alias was based on."""
+    concerned = {alias, CURRENT} | ({CANARY} if alias != SHADOW else set())
+    for change in reversed(history):
+        if change.sequence > since and change.alias in concerned:
+            raise Overtaken(f"{name}@{change.alias}", change.version or "no version")
 
 
 def select_version(ref: AdapterRef, versions: Collection[str], aliases: dict[str, str]) -> str:

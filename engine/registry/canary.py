@@ -5,19 +5,27 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from engine.registry.manifest import AliasChange
-from engine.registry.names import CANARY, CURRENT
+from engine.registry.aliases import standing
+from engine.registry.manifest import AliasChange, Trial
+from engine.registry.names import CANARY
 
 
 @dataclass(frozen=True)
 class Canary:
-    """`version` answers a share `weight`, 0 to 1, of what is asked of `name` alone."""
+    """`version` answers a share `weight`, 0 to 1, of what is asked of `name` alone; a `trial` says how it is judged.
+
+    `sequence` is the number of the move that began it, and `began` the time of that, by the clock of who wrote it.
+    """
 
     name: str
     version: str
     weight: float
+    trial: Trial | None = None
+    sequence: int = field(default=0, compare=False)
+    began: datetime = field(default=datetime.min.replace(tzinfo=UTC), compare=False)
 
     def takes(self, key: str) -> bool:
         """Whether the canary answers a request with this routing key; without a key, chance decides.
@@ -33,13 +41,8 @@ class Canary:
 
 
 def canary_now(name: str, history: Sequence[AliasChange]) -> Canary | None:
-    """Replay the log: the canary that stands, if any. Whatever moves "current" or "canary" ends it.
-
-    So a promotion or rollback of "current" never leaves traffic on a canary that was compared with something else.
-    """
-    for change in reversed(history):
-        if change.alias == CANARY and change.version and change.split:
-            return Canary(name, change.version, change.split.weight)
-        if change.alias in (CANARY, CURRENT):
-            return None
-    return None
+    """Replay the log: the canary that stands, if any."""
+    move = standing(CANARY, history)
+    if move is None or not move.version or not move.split:
+        return None
+    return Canary(name, move.version, move.split.weight, move.split.trial, move.sequence, move.created_at)

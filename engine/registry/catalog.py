@@ -16,7 +16,8 @@ from engine.registry.layout import Inventory
 from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef, nearest
 from engine.registry.reader import Reader, read_all
-from engine.registry.subscription import AliasMoved_, Deleted, Event, Published, Subscription
+from engine.registry.shadow import Shadow, shadow_now
+from engine.registry.subscription import AliasMoved_, Deleted, Event, InEngine, Published, Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +44,28 @@ class AdapterView:
         canary = canary_now(self.name, self.history)
         return canary if canary and canary.version in self.manifests else None
 
+    @cached_property
+    def shadow(self) -> Shadow | None:
+        """The shadow that stands, if its version is there."""
+        shadow = shadow_now(self.name, self.history)
+        return shadow if shadow and shadow.version in self.manifests else None
+
+    @property
+    def last_move(self) -> int:
+        """The number of the latest alias move; 0 if there is none."""
+        return self.history[-1].sequence if self.history else 0
+
 
 @dataclass(frozen=True)
 class Route:
-    """The version that answers, and which side of a canary that is; None when none stands or the name is not bare."""
+    """The version that answers (None: the base model), and its side of a canary; None if none stands or the name is not bare.
 
-    manifest: Manifest
+    `shadow` is set if the request is to be asked again of the version that it names.
+    """
+
+    manifest: Manifest | None
     side: Side | None = None
+    shadow: Shadow | None = None
 
 
 class Catalog:
@@ -62,6 +78,7 @@ class Catalog:
         self._adapters: dict[str, AdapterView] = {}
         self._subscriptions: set[Subscription] = set()
         self._refreshing = asyncio.Lock()
+        self._suspended: dict[str, int] = {}  # by name: the move whose canary gets no requests here
 
     @property
     def adapters(self) -> Mapping[str, AdapterView]:
@@ -75,12 +92,20 @@ class Catalog:
 
     def route(self, ref: AdapterRef, key: str = "") -> Route:
         """Return the version that answers a request for `ref`: a bare name's canary takes its share of the routing keys."""
-        canary = self.adapter(ref.name).canary if ref.bare else None
-        if canary is None:
+        view = self.adapter(ref.name)
+        if not ref.bare:
             return Route(self.resolve(ref))
+        shadow = view.shadow if view.shadow and view.shadow.draws() else None
+        canary = view.canary
+        if canary is None or self._suspended.get(ref.name) == canary.sequence:
+            return Route(self.resolve(ref), shadow=shadow)
         if canary.takes(key):
-            return Route(self.resolve(AdapterRef(ref.name, canary.version)), "canary")
-        return Route(self.resolve(ref), "current")
+            return Route(view.manifests[canary.version], "canary")
+        return Route(self.resolve(ref), "current", shadow)
+
+    def suspend(self, canary: Canary) -> None:
+        """Send no more requests to a canary that is to end, though the log cannot be told yet."""
+        self._suspended[canary.name] = canary.sequence
 
     def adapter(self, name: str) -> AdapterView:
         """Return one adapter; raises AdapterNotFound with the nearest names."""
@@ -94,6 +119,10 @@ class Catalog:
         subscription = Subscription(self._subscriptions.discard)
         self._subscriptions.add(subscription)
         return subscription
+
+    def announce(self, event: Event) -> None:
+        """Tell the listeners what has happened to a version elsewhere than in the registry."""
+        self._announce([event])
 
     async def refresh(self) -> None:
         """Read what is new in the store and announce it, each change once.
@@ -172,4 +201,15 @@ def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]
     return events
 
 
-__all__ = ["AdapterView", "AliasMoved_", "Catalog", "Deleted", "Event", "Published", "Route", "Side", "Subscription"]
+__all__ = [
+    "AdapterView",
+    "AliasMoved_",
+    "Catalog",
+    "Deleted",
+    "Event",
+    "InEngine",
+    "Published",
+    "Route",
+    "Side",
+    "Subscription",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -76,14 +76,24 @@ class Manifest(_Record):
         return int(self.version[1:])
 
 
+class Trial(_Record):
+    """How a canary is judged against the current version: for `seconds`, within two bounds, and what comes `then`."""
+
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    max_error_rate: float = Field(0.02, ge=0, le=1, allow_inf_nan=False)
+    max_ttft_ratio: float = Field(1.5, gt=0, allow_inf_nan=False)
+    then: Literal["end", "promote"] = "end"
+
+
 class Split(_Record):
-    """A share of the bare name's requests, 0 to 1, that goes to the alias."""
+    """A share of the bare name's requests, 0 to 1, that goes to the alias: answered by it ("canary") or copied ("shadow")."""
 
     weight: float = Field(ge=0, le=1, allow_inf_nan=False)
+    trial: Trial | None = None
 
 
 class AliasChange(_Record):
-    """One move of an alias; `version` is None when it was removed. One with a `split` starts a canary or changes its weight."""
+    """One move of an alias; `version` is None when it was removed. One with a `split` starts a canary or a shadow."""
 
     sequence: int = Field(ge=1)
     alias: str

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, NotAllowedNow, VersionExists
+from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, NotAllowedNow, VersionExists, WrongBase
 from engine.registry import publication
-from engine.registry.aliases import aliases_now
-from engine.registry.canary import canary_now
+from engine.registry.aliases import aliases_now, refuse_if_overtaken, standing
 from engine.registry.checks import CheckedAdapter
 from engine.registry.layout import alias_file, evaluation_file, evaluations_folder, tombstone_file
-from engine.registry.manifest import AliasChange, Manifest, Split, version_digest
-from engine.registry.names import CANARY, CURRENT, check_alias, check_name, check_version, nearest
+from engine.registry.manifest import AliasChange, Manifest, Split, Trial, version_digest
+from engine.registry.names import CANARY, CURRENT, SHADOW, check_alias, check_name, check_version, nearest
 from engine.registry.publication import Progress
 from engine.registry.reader import Reader
 from engine.registry.store import AlreadyThere
@@ -104,34 +103,86 @@ class Registry(Reader):
     # Aliases
 
     async def set_alias(
-        self, name: str, alias: str, version: str, *, actor: str = "", reason: str = "", expected: str | None = None
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        actor: str = "",
+        reason: str = "",
+        expected: str | None = None,
+        since: int | None = None,
     ) -> AliasChange:
-        """Point an alias at a version. With `expected`, only if it names that one now ("": none), else AliasMoved."""
+        """Point an alias at a version. With `expected`, only if it names that one now ("": none), else AliasMoved.
+
+        With `since`, the number of the last move that the caller knows of, only if none after it moved this alias,
+        "current" or "canary", else Overtaken.
+        """
         check_alias(alias)
         await self.manifest(name, version)
-        return await self._point(name, alias, version, actor, reason, expected)
+        return await self._point(name, alias, version, actor, reason, expected, since)
 
     async def set_canary(
-        self, name: str, version: str, weight: float, *, actor: str = "", reason: str = "", expected: str | None = None
+        self,
+        name: str,
+        version: str,
+        weight: float,
+        *,
+        trial: Trial | None = None,
+        actor: str = "",
+        reason: str = "",
+        expected: str | None = None,
+        since: int | None = None,
     ) -> AliasChange:
         """Point "canary" at a version and give it a share of the bare name's requests, in one move.
 
-        Raises InvalidRequest when the weight is outside 0 to 1, NotAllowedNow when the version is the current one.
+        Raises InvalidRequest when the weight is outside 0 to 1, or leaves a trial nothing to compare with; NotAllowedNow when
+        the version is the current one. `expected` and `since` as in `set_alias`.
         """
-        if not 0 <= weight <= 1:  # also when it is no number
-            raise InvalidRequest("weight", f"{weight:g} is no share: use 0 to 1, such as 0.05 for 5 %")
-        await self.manifest(name, version)
-        if (await self.aliases(name)).get(CURRENT) == version:
-            raise NotAllowedNow(f"{name}@{version} is the current version", fix="Name the version to try beside it.")
-        return await self._point(name, CANARY, version, actor, reason, expected, Split(weight=weight))
+        if trial and weight in (0, 1):
+            raise InvalidRequest("weight", "a canary that is judged needs requests on both sides: above 0, below 1")
+        split = Split(weight=await self._share("weight", weight, name, version), trial=trial)
+        return await self._point(name, CANARY, version, actor, reason, expected, since, split)
 
-    async def end_canary(self, name: str, *, actor: str = "", reason: str = "") -> AliasChange:
+    async def end_canary(
+        self, name: str, *, actor: str = "", reason: str = "", since: int | None = None
+    ) -> AliasChange:
         """Let "current" answer alone again; "canary" goes on naming its version. NotAllowedNow when none stands."""
-        canary = canary_now(name, await self.history(name))
-        if canary is None:
-            raise NotAllowedNow(f"{name} has no canary", fix="There is nothing to end.")
-        reason = reason or "canary ended"
-        return await self.set_alias(name, CANARY, canary.version, actor=actor, reason=reason, expected=canary.version)
+        return await self._end(name, CANARY, actor, reason, since)
+
+    async def set_shadow(
+        self, name: str, version: str, sample: float, *, actor: str = "", reason: str = "", since: int | None = None
+    ) -> AliasChange:
+        """Point "shadow" at a version and have it asked a share of the bare name's requests again, in one move.
+
+        Raises InvalidRequest when the share is outside 0 to 1, NotAllowedNow when the version is the current one.
+        """
+        split = Split(weight=await self._share("sample", sample, name, version))
+        return await self._point(name, SHADOW, version, actor, reason, None, since, split)
+
+    async def end_shadow(self, name: str, *, actor: str = "", reason: str = "") -> AliasChange:
+        """Copy no more requests; "shadow" goes on naming its version. NotAllowedNow when none stands."""
+        return await self._end(name, SHADOW, actor, reason, None)
+
+    async def _share(self, field: str, share: float, name: str, version: str) -> float:
+        """Return the share after checking that it is one, and that the version can be compared with the current one."""
+        if not 0 <= share <= 1:  # also when it is no number
+            raise InvalidRequest(field, f"{share:g} is no share: use 0 to 1, such as 0.05 for 5 %")
+        theirs = (await self.manifest(name, version)).base.fingerprint
+        current = (await self.aliases(name)).get(CURRENT, version)
+        if current == version:
+            raise NotAllowedNow(f"{name}@{version} is the current version", fix="Name the version to try beside it.")
+        if theirs != (base := (await self.manifest(name, current)).base.fingerprint):
+            raise WrongBase(f"{name}@{version}", theirs, base)
+        return share
+
+    async def _end(self, name: str, alias: str, actor: str, reason: str, since: int | None) -> AliasChange:
+        move = standing(alias, await self.history(name))
+        if move is None or move.version is None:
+            raise NotAllowedNow(f"{name} has no {alias}", fix="There is nothing to end.")
+        since = move.sequence if since is None else since  # not a later one that nobody has told to end
+        reason = reason or f"{alias} ended"
+        return await self._point(name, alias, move.version, actor, reason, move.version, since)
 
     async def _point(
         self,
@@ -141,9 +192,10 @@ class Registry(Reader):
         actor: str,
         reason: str,
         expected: str | None,
+        since: int | None = None,
         split: Split | None = None,
     ) -> AliasChange:
-        change = await self._append(name, alias, version, actor, reason, expected, split)
+        change = await self._append(name, alias, version, actor, reason, expected, since, split)
         if await self._published(name, version) is None:
             # Deleted between check and write: take the move back, so that no alias names a version that is gone.
             history = await self.history(name)
@@ -214,11 +266,14 @@ class Registry(Reader):
         actor: str,
         reason: str,
         expected: str | None,
+        since: int | None = None,
         split: Split | None = None,
     ) -> AliasChange:
         """Add a move to the log; whoever loses the race for a number looks again and takes the next."""
         while True:
             history = await self.history(name)
+            if since is not None:
+                refuse_if_overtaken(name, alias, history, since)
             present = aliases_now(history).get(alias, "")
             if expected is not None and present != expected:
                 raise AliasMoved(f"{name}@{alias}", expected or "no version", present)

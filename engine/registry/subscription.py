@@ -1,4 +1,4 @@
-"""Changes of the registry on their way to a listener."""
+"""Changes of versions on their way to a listener: in the registry, and in this server's engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from engine.errors import Overloaded
 from engine.registry.manifest import AliasChange, Manifest
@@ -36,7 +37,19 @@ class Deleted:
     version: str
 
 
-Event = Published | AliasMoved_ | Deleted
+EngineChange = Literal["loaded", "evicted", "quarantined"]
+
+
+@dataclass(frozen=True)
+class InEngine:
+    """A version was loaded into the engine, in so many seconds, or taken out of it, or will never be served there again."""
+
+    change: EngineChange
+    manifest: Manifest
+    seconds: float = 0.0
+
+
+Event = Published | AliasMoved_ | Deleted | InEngine
 
 
 class Subscription:

@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from engine.errors import InvalidRequest, LoraplexError, NotFinite, OtherVersion
-from engine.registry.catalog import Catalog, Side
+from engine.registry.catalog import Catalog, Route, Side
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
 from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Resume, Sampling
 from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
+from engine.runtime.shadow import Answered, Shadows
 from engine.runtime.tokens import check_ids
 
 DEFAULT_MAX_TOKENS = 128
+NO_ROUTE = Route(None)  # the base model
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,28 @@ class Answer:
     answers: int
     arrived: float
     tenant: str = ANONYMOUS
+    side: Side | None = None
+    admitted: bool = False
     queue_s: float = 0.0
     adapter_wait_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    finished: int = 0
+    tokens: list[int] | None = None  # of the first answer, if they are to be remembered
     resumed: int = 0
+
+    @property
+    def waited_s(self) -> float:
+        """How long it waited for a place and for its adapter: nothing that its version could help."""
+        return self.queue_s + self.adapter_wait_s
 
     def begin_again(self) -> None:
         """Forget what was counted: the answer starts again."""
-        self.completion_tokens = self.cached_tokens = 0
+        self.completion_tokens = self.cached_tokens = self.finished = 0
+        if self.tokens:
+            self.tokens.clear()
 
     def count(self, delta: Delta) -> None:
         """Add a delta to the sums."""
@@ -93,13 +106,27 @@ class Answer:
         self.total_s = now
         self.completion_tokens += len(delta.token_ids)
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.finished += delta.finish_reason is not None
+        if self.tokens is not None and delta.index == 0:
+            self.tokens += delta.token_ids
 
 
-class SplitObserver(Protocol):
-    """Hears how the two sides of canaries fare."""
+@dataclass(frozen=True)
+class Ending:
+    """How a request ended: its gRPC status by name, and the `reason` of an error of ours."""
 
-    def split_answered(self, adapter: str, side: Side, code: str, first_token_s: float) -> None:
-        """A request that a canary shared out has ended with this gRPC code; `first_token_s` is 0 if no token came."""
+    code: str = "OK"
+    reason: str = ""
+
+
+class Observer(Protocol):
+    """Hears of every request but those that were malformed or named what is not there."""
+
+    def began(self, answer: Answer) -> None:
+        """A request waits for its place; `answer` tells later on how far it is."""
+
+    def ended(self, answer: Answer, ending: Ending) -> None:
+        """It has ended."""
 
 
 class Generator:
@@ -111,9 +138,11 @@ class Generator:
         catalog: Catalog,
         admission: Admission,
         residency: Residency,
-        observer: SplitObserver | None = None,
+        observers: Sequence[Observer] = (),
+        shadows: Shadows | None = None,
     ) -> None:
-        self._observer = observer
+        self._observers = observers
+        self._shadows = shadows
         self.engine = engine
         self.catalog = catalog
         self.admission = admission
@@ -131,21 +160,26 @@ class Generator:
         The version is resolved here, once: an alias that moves later changes nothing for this request.
         """
         arrived = time.monotonic()
-        route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else None
-        manifest = route.manifest if route else None
-        if manifest:
-            self.residency.check_base(manifest)
-            self.residency.check_quarantine(manifest)
+        route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else NO_ROUTE
+        if route.manifest:
+            self.residency.check_base(route.manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids))
-        answer = Answer(manifest, len(ids), sampling.n, arrived, request.tenant)
+        answer = Answer(route.manifest, len(ids), sampling.n, arrived, request.tenant, route.side)
         if request.begun:
-            self._check_begun(request.begun, manifest, sampling)
+            self._check_begun(request.begun, route.manifest, sampling)
             answer.resumed = len(request.begun.resume.token_ids)
-        with self._observed(answer, route.side if route else None), self.residency.expected(manifest):
+        copied = self._shadows if route.shadow and not request.begun else None
+        if copied:
+            answer.tokens = []
+        with self._observed(answer), self.residency.expected(route.manifest):
+            if route.manifest:
+                self.residency.check_quarantine(route.manifest)
             async with self._answered(request, answer, ids, sampling) as deltas:
                 yield answer, deltas
+        if copied and route.shadow and route.manifest and answer.finished == answer.answers:
+            copied.copy(route.shadow, route.manifest, _answered(answer), ids, sampling)
 
     @asynccontextmanager
     async def _answered(
@@ -155,6 +189,7 @@ class Generator:
         manifest, arrived = answer.manifest, answer.arrived
         async with self.admission.place(_asked(request, answer, sampling)) as place:
             answer.queue_s = time.monotonic() - arrived
+            answer.admitted = True
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
@@ -166,23 +201,25 @@ class Generator:
                     yield deltas
 
     @contextmanager
-    def _observed(self, answer: Answer, side: Side | None) -> Iterator[None]:
-        """Tell the observer how a request that a canary shared out ends; what the caller did wrong ended before."""
-        code = "OK"
+    def _observed(self, answer: Answer) -> Iterator[None]:
+        """Tell the observers of a request and of its end; what the caller did wrong ended before."""
+        ending = Ending()
+        for observer in self._observers:
+            observer.began(answer)
         try:
             yield
         except LoraplexError as error:
-            code = error.status
+            ending = Ending(error.status, error.reason)
             raise
         except Exception:
-            code = "INTERNAL"
+            ending = Ending("INTERNAL")
             raise
         except BaseException:  # the caller has left
-            code = "CANCELLED"
+            ending = Ending("CANCELLED")
             raise
         finally:
-            if side and self._observer and answer.manifest:
-                self._observer.split_answered(answer.manifest.name, side, code, answer.first_token_s)
+            for observer in self._observers:
+                observer.ended(answer, ending)
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises InvalidRequest when it is empty or not of this vocabulary."""
@@ -242,6 +279,12 @@ class Generator:
             if answer.manifest:
                 self.residency.quarantine(answer.manifest)
             raise
+
+
+def _answered(answer: Answer) -> Answered:
+    """The answer as a shadow's is: without what it waited for."""
+    waited = answer.waited_s
+    return Answered(answer.tokens or (), answer.first_token_s - waited, answer.total_s - waited)
 
 
 def _on_restart(request: GenerationRequest, answer: Answer) -> Callable[[], None] | None:

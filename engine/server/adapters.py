@@ -1,42 +1,37 @@
-"""AdapterService: publish, look, promote, roll back, load, delete, watch."""
+"""AdapterService: publish, look, promote, roll back, load, delete, watch. What tries a version out is in trying.py."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.errors import InvalidRequest, Overloaded
 from engine.registry.aliases import version_before
-from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, Published
+from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
-from engine.registry.manifest import AliasChange, Manifest
-from engine.registry.names import CANARY, CURRENT, AdapterRef
+from engine.registry.manifest import Manifest
+from engine.registry.names import CURRENT, AdapterRef
 from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage, Residency
+from engine.runtime.shadow import Shadows
 from engine.server import convert
 from engine.server.boundary import Context
+from engine.server.moves import Moves
+from engine.server.progress import progress, reported
+from engine.server.trials import Trials
+from engine.server.trying import Trying
 from engine.server.uploads import Upload, private_folder
 
-R = TypeVar(
-    "R",
-    pb.PublishAdapterResponse,
-    pb.SetAliasResponse,
-    pb.RollbackAliasResponse,
-    pb.SetCanaryResponse,
-    pb.PreloadAdapterResponse,
-)  # each carries progress, and at last a result
-_SHARES = {"receiving": 0.1, "checking": 0.5, "storing": 0.7, "loading": 0.3, "probing": 0.7, "switching": 0.9}
 
-
-class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
+class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
     """Everything about adapters but answering with them."""
 
     def __init__(
@@ -44,12 +39,14 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
         registry: Registry,
         catalog: Catalog,
         residency: Residency,
+        moves: Moves,
+        trials: Trials,
+        shadows: Shadows,
         base: Base,
         limits: Limits,
         max_publishing: int,
     ) -> None:
-        self._registry = registry
-        self._catalog = catalog
+        super().__init__(registry, catalog, moves, trials, shadows)
         self._residency = residency
         self._base = base
         self._limits = limits
@@ -88,9 +85,9 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                 async with aclosing(upload.receive(requests)) as received:
                     async for total in received:
                         detail = f"{total} bytes"
-                        yield pb.PublishAdapterResponse(progress=_progress("receiving", detail))
+                        yield pb.PublishAdapterResponse(progress=progress("receiving", detail))
                 publishing = partial(self._publish, header, evaluation, scratch)
-                async with aclosing(_reported(publishing, pb.PublishAdapterResponse)) as responses:
+                async with aclosing(reported(publishing, pb.PublishAdapterResponse)) as responses:
                     async for response in responses:
                         yield response
         finally:
@@ -126,10 +123,10 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                 self._registry.set_alias, request.name, request.alias, request.version,
                 actor=request.actor, reason=request.reason, expected=request.expected_version or None,
             )  # fmt: skip
-            change = await self._move(request.name, request.alias, request.version, switch, report)
-            return pb.SetAliasResponse(change=change)
+            change = await self._moves.move(request.name, request.alias, request.version, switch, report)
+            return pb.SetAliasResponse(change=convert.alias_change(change))
 
-        return _reported(move, pb.SetAliasResponse)
+        return reported(move, pb.SetAliasResponse)
 
     def RollbackAlias(
         self, request: pb.RollbackAliasRequest, context: Context
@@ -147,45 +144,10 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
                 self._registry.set_alias, request.name, alias, target,
                 actor=request.actor, reason=reason, expected=present,
             )  # fmt: skip
-            return pb.RollbackAliasResponse(change=await self._move(request.name, alias, target, switch, report))
+            change = await self._moves.move(request.name, alias, target, switch, report)
+            return pb.RollbackAliasResponse(change=convert.alias_change(change))
 
-        return _reported(move, pb.RollbackAliasResponse)
-
-    def SetCanary(self, request: pb.SetCanaryRequest, context: Context) -> AsyncGenerator[pb.SetCanaryResponse, None]:
-        """Warm the version, then give it its share, in one move of the alias log."""
-
-        async def move(report: OnStage) -> pb.SetCanaryResponse:
-            await self._catalog.refresh()
-            ref = AdapterRef(request.name, request.version or CANARY)
-            version = self._catalog.resolve(ref).version
-            switch = partial(
-                self._registry.set_canary, request.name, version, request.weight,
-                actor=request.actor, reason=request.reason, expected=None if request.version else version,
-            )  # fmt: skip
-            return pb.SetCanaryResponse(change=await self._move(request.name, CANARY, version, switch, report))
-
-        return _reported(move, pb.SetCanaryResponse)
-
-    async def EndCanary(self, request: pb.EndCanaryRequest, context: Context) -> pb.EndCanaryResponse:
-        """Let the current version answer alone."""
-        change = await self._registry.end_canary(request.name, actor=request.actor, reason=request.reason)
-        await self._catalog.refresh()
-        return pb.EndCanaryResponse(change=convert.alias_change(change))
-
-    async def _move(
-        self, name: str, alias: str, version: str, switch: Callable[[], Awaitable[AliasChange]], report: OnStage
-    ) -> pb.AliasChange:
-        """Warm the version, then `switch` to it."""
-        manifest = self._catalog.resolve(AdapterRef(name, version))
-        async with AsyncExitStack() as stack:
-            view = self._catalog.adapter(name)
-            if before := view.manifests.get(view.aliases.get(alias, "")):
-                await self._residency.hold(before, stack)  # warming must not evict what a rollback would need
-            await self._residency.preload(manifest, report)
-            report("switching", f"{name}@{alias} to {version}")
-            change = await switch()
-        await self._catalog.refresh()
-        return convert.alias_change(change)
+        return reported(move, pb.RollbackAliasResponse)
 
     async def RemoveAlias(self, request: pb.RemoveAliasRequest, context: Context) -> pb.RemoveAliasResponse:
         """Take an alias away."""
@@ -205,7 +167,7 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
             await self._residency.preload(manifest, report)
             return pb.PreloadAdapterResponse(version=convert.version(manifest))
 
-        return _reported(load, pb.PreloadAdapterResponse)
+        return reported(load, pb.PreloadAdapterResponse)
 
     async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.PinAdapterResponse:
         """Pin or unpin."""
@@ -247,7 +209,8 @@ class AdapterService(adapters_pb2_grpc.AdapterServiceServicer):
             yield pb.WatchAdaptersResponse()
             async for change in changes:
                 message = _watched(change)
-                if request.name in ("", message.name):
+                wanted = request.include_engine or not isinstance(change, InEngine)
+                if wanted and request.name in ("", message.name):
                     yield message
 
     def _version(self, manifest: Manifest) -> pb.AdapterVersion:
@@ -267,6 +230,7 @@ def _summary(view: AdapterView) -> pb.AdapterSummary:
         aliases=view.aliases,
         versions=list(view.manifests),
         canary=convert.canary(view.canary),
+        shadow=convert.shadow(view.shadow),
     )
 
 
@@ -278,6 +242,12 @@ def _watched(change: Event) -> pb.WatchAdaptersResponse:
             return pb.WatchAdaptersResponse(name=name, alias_changed=convert.alias_change(entry))
         case Deleted(name=name, version=version):
             return pb.WatchAdaptersResponse(name=name, deleted_version=version)
+        case InEngine(change=kind, manifest=manifest, seconds=seconds):
+            took = convert.duration(seconds) if kind == "loaded" else None
+            fact = pb.EngineChange(version=manifest.version, digest=manifest.digest, took=took)
+            message = pb.WatchAdaptersResponse(name=manifest.name)
+            getattr(message, kind).CopyFrom(fact)
+            return message
 
 
 async def _header(requests: AsyncIterator[pb.PublishAdapterRequest]) -> pb.PublishHeader:
@@ -300,30 +270,3 @@ def _json_object(text: str, field: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidRequest(field, "must be a JSON object")
     return content
-
-
-def _progress(stage: str, detail: str) -> pb.Progress:
-    return pb.Progress(stage=stage, detail=detail, fraction=_SHARES[stage])
-
-
-async def _reported(work: Callable[[OnStage], Awaitable[R]], response: type[R]) -> AsyncGenerator[R, None]:
-    """Run `work`, yielding a `response` for each stage that it reports and at last its own. Closing this cancels the work."""
-    stages: asyncio.Queue[R | None] = asyncio.Queue()
-
-    def report(stage: str, detail: str) -> None:
-        stages.put_nowait(response(progress=_progress(stage, detail)))
-
-    async def run() -> R:
-        try:
-            return await work(report)
-        finally:
-            stages.put_nowait(None)
-
-    task = asyncio.create_task(run())
-    try:
-        while (step := await stages.get()) is not None:
-            yield step
-        yield await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

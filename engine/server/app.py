@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from engine.api.loraplex.v1 import (
 from engine.config import MEBIBYTE, Settings, parse_weights
 from engine.errors import AddressInUse
 from engine.registry.cache import LocalCopies
-from engine.registry.catalog import Catalog
+from engine.registry.catalog import Catalog, InEngine
 from engine.registry.checks import Limits
 from engine.registry.fingerprint import Base, check_base, read_base
 from engine.registry.registry import Registry
@@ -47,13 +48,18 @@ from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
 from engine.runtime.residency import HostMemory, Residency, shared_folder
+from engine.runtime.shadow import Shadows
+from engine.runtime.spare import Spare
 from engine.runtime.supervised import Supervised
+from engine.server.activity import Activity
 from engine.server.adapters import AdapterService
 from engine.server.boundary import Boundary
 from engine.server.engine_info import EngineService
 from engine.server.generation import GenerationService
 from engine.server.http import SidePort
 from engine.server.metrics import Metrics
+from engine.server.moves import Moves
+from engine.server.trials import Trials
 
 log = structlog.get_logger(__name__)
 
@@ -80,8 +86,9 @@ class App:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.activity = Activity(parse_weights(settings.tenant_weights))
         self.engine = Supervised(
-            engine or make_engine(settings), settings.max_restarts, self.metrics, max_stall_s=settings.max_stall_s
+            engine or make_engine(settings), settings.max_restarts, self, max_stall_s=settings.max_stall_s
         )
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.health = HealthServicer()
@@ -94,6 +101,7 @@ class App:
         self._starting = True
         self._prepared: Path | None = None
         self.generator: Generator | None = None
+        self._spare = Spare(self.admission, settings.max_shadows)
 
     async def start(self) -> None:
         """Return when the server is ready. Raises BaseModelNotFound, BaseModelIncomplete, AddressInUse or others of ours."""
@@ -111,7 +119,8 @@ class App:
         )
         await self._add_services(registry, base)
         self._starting = False
-        self._tasks = [asyncio.create_task(self._refresh()), asyncio.create_task(self._watch_engine())]
+        work = (self._refresh(), self._watch_engine(), self.trials.run(), self.activity.follow(self.catalog))
+        self._tasks = [asyncio.create_task(each) for each in work]
         self.boundary.ready = True
         await self._set_health(serving=True)
         seconds = round(time.monotonic() - started, 1)
@@ -134,6 +143,7 @@ class App:
         self.boundary.ready = False
         for task in self._tasks:
             task.cancel()
+        await self._spare.stop()
         if self._server:
             await self._server.stop(grace=0.5)
         await self.side_port.stop()
@@ -175,16 +185,32 @@ class App:
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
         residency = self._make_residency(registry, base)
+        residency.on_full, residency.on_event = self._spare.clear, self._in_engine
         self.engine.keeper = residency
-        self.generator = Generator(self.engine, self.catalog, self.admission, residency, self.metrics)
+        moves = Moves(self.catalog, residency)
+        self.trials = Trials(registry, self.catalog, residency, moves, f"server {socket.gethostname()}:{self.port}")
+        shadows = Shadows(self.engine, self.catalog, residency, self._spare, self.metrics)
+        observers = (self.metrics, self.activity, self.trials)
+        self.generator = Generator(self.engine, self.catalog, self.admission, residency, observers, shadows)
         self.metrics.watch(self.engine, self.admission, residency)
         limits = Limits(settings.max_rank, settings.max_adapter_mib * MEBIBYTE, settings.require_signature)
-        adapters = AdapterService(registry, self.catalog, residency, base, limits, settings.max_publishing)
+        adapters = AdapterService(
+            registry, self.catalog, residency, moves, self.trials, shadows, base, limits, settings.max_publishing
+        )
         generation = GenerationService(self.generator, self.metrics, base.fingerprint)
-        engine = EngineService(self.generator, self.metrics, base, settings)
+        engine = EngineService(self.generator, self.metrics, self.activity, self._ready, base, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
+
+    def engine_restarted(self, seconds: float) -> None:
+        """The engine was replaced."""
+        self.metrics.engine_restarted(seconds)
+        self.activity.engine_restarted(seconds)
+
+    def _in_engine(self, event: InEngine) -> None:
+        self.metrics.in_engine(event)
+        self.catalog.announce(event)
 
     def _make_residency(self, registry: Registry, base: Base) -> Residency:
         """The tiers, from the disk up."""

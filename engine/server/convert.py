@@ -9,8 +9,9 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from engine.api.loraplex.v1 import adapters_pb2, generation_pb2
 from engine.registry.canary import Canary
-from engine.registry.manifest import AliasChange, Manifest
-from engine.registry.names import AdapterRef
+from engine.registry.manifest import AliasChange, Manifest, Trial
+from engine.registry.names import CANARY, SHADOW, AdapterRef
+from engine.registry.shadow import Shadow
 from engine.runtime.engine import (
     ChatTurn,
     Delta,
@@ -22,6 +23,9 @@ from engine.runtime.engine import (
     Structured,
 )
 from engine.runtime.generator import Answer, Begun, GenerationRequest, Prompt
+from engine.runtime.judgement import Tally
+from engine.runtime.recent import Recent
+from engine.runtime.shadow import ShadowReport, Times
 from engine.server.caller import Caller
 
 _ROLES: dict[int, Literal["system", "user", "assistant"]] = {
@@ -193,13 +197,83 @@ def alias_change(change: AliasChange) -> adapters_pb2.AliasChange:
         created_at=_timestamp(change.created_at.timestamp()),
         actor=change.actor,
         reason=change.reason,
-        canary_weight=change.split.weight if change.split else None,
+        canary_weight=change.split.weight if change.split and change.alias == CANARY else None,
+        canary_trial=trial(change.split.trial) if change.split else None,
+        shadow_sample=change.split.weight if change.split and change.alias == SHADOW else None,
     )
 
 
 def canary(standing: Canary | None) -> adapters_pb2.Canary | None:
     """The canary that stands as a message."""
-    return adapters_pb2.Canary(version=standing.version, weight=standing.weight) if standing else None
+    if standing is None:
+        return None
+    message = adapters_pb2.Canary(version=standing.version, weight=standing.weight, trial=trial(standing.trial))
+    if standing.trial:
+        message.ends_at.CopyFrom(_timestamp(standing.began.timestamp() + standing.trial.seconds))
+    return message
+
+
+def shadow(standing: Shadow | None) -> adapters_pb2.Shadow | None:
+    """The shadow that stands as a message."""
+    return adapters_pb2.Shadow(version=standing.version, sample=standing.sample) if standing else None
+
+
+def to_trial(message: adapters_pb2.CanaryTrial) -> Trial:
+    """How a canary is to be judged; what is left out has Trial's default."""
+    given = {name: getattr(message, name) for name in ("max_error_rate", "max_ttft_ratio") if message.HasField(name)}
+    promote = message.then == adapters_pb2.AFTER_TRIAL_PROMOTE
+    seconds = message.duration.ToTimedelta().total_seconds()
+    return Trial(seconds=seconds, then="promote" if promote else "end", **given)
+
+
+def trial(judged: Trial | None) -> adapters_pb2.CanaryTrial | None:
+    """How a canary is judged, as a message."""
+    if judged is None:
+        return None
+    promote = judged.then == "promote"
+    return adapters_pb2.CanaryTrial(
+        duration=duration(judged.seconds),
+        max_error_rate=judged.max_error_rate,
+        max_ttft_ratio=judged.max_ttft_ratio,
+        then=adapters_pb2.AFTER_TRIAL_PROMOTE if promote else adapters_pb2.AFTER_TRIAL_END,
+    )
+
+
+def side_report(tally: Tally) -> adapters_pb2.SideReport:
+    """How one side of a canary fares."""
+    ttft = spread(tally.ttft)
+    return adapters_pb2.SideReport(requests=tally.requests, failed=tally.failed, time_to_first_token=ttft)
+
+
+def shadow_report(found: ShadowReport, current_version: str) -> adapters_pb2.GetShadowReportResponse:
+    """How a shadow answers."""
+    places = found.first_differences
+    median, least = places.percentile(50), places.percentile(0)
+    return adapters_pb2.GetShadowReportResponse(
+        shadow=shadow(found.shadow),
+        current_version=found.current_version or current_version,
+        drawn=found.drawn,
+        compared=found.compared,
+        equal=found.equal,
+        asked_greedily=found.asked_greedily,
+        dropped=found.dropped,
+        failed=found.failed,
+        last_failure=found.last_failure,
+        first_difference_p50=None if median is None else int(median),
+        first_difference_min=None if least is None else int(least),
+        current_times=_times(found.current),
+        shadow_times=_times(found.other),
+    )
+
+
+def _times(times: Times) -> adapters_pb2.AnswerTimes:
+    return adapters_pb2.AnswerTimes(time_to_first_token=spread(times.first_token), total=spread(times.total))
+
+
+def spread(values: Recent) -> adapters_pb2.Spread | None:
+    """Median and 95th percentile of times; None without any."""
+    median, high = values.percentile(50), values.percentile(95)
+    return None if median is None or high is None else adapters_pb2.Spread(p50=duration(median), p95=duration(high))
 
 
 def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:

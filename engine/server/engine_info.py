@@ -1,8 +1,9 @@
-"""EngineService: what is served, within which limits, and how busy it is."""
+"""EngineService: what is served, within which limits, how busy it is and with whom."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib import metadata
 
 from engine.api.loraplex.v1 import engine_pb2 as pb
@@ -10,6 +11,7 @@ from engine.api.loraplex.v1 import engine_pb2_grpc
 from engine.config import MEBIBYTE, Settings
 from engine.registry.fingerprint import Base
 from engine.runtime.generator import Generator
+from engine.server.activity import Activity
 from engine.server.boundary import Context
 from engine.server.convert import duration
 from engine.server.metrics import Metrics
@@ -18,9 +20,19 @@ from engine.server.metrics import Metrics
 class EngineService(engine_pb2_grpc.EngineServiceServicer):
     """Answers from what the runtime knows at once."""
 
-    def __init__(self, generator: Generator, metrics: Metrics, base: Base, settings: Settings) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        metrics: Metrics,
+        activity: Activity,
+        ready: Callable[[], bool],
+        base: Base,
+        settings: Settings,
+    ) -> None:
         self._generator = generator
         self._metrics = metrics
+        self._activity = activity
+        self._ready = ready
         self._base = base
         self._settings = settings
 
@@ -36,6 +48,10 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             server_version=metadata.version("loraplex"),
             fleet=self._settings.fleet,
         )
+
+    async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:
+        """Who is being served."""
+        return self._activity.snapshot(ready=self._ready())
 
     def _limits(self) -> pb.Limits:
         settings, info = self._settings, self._generator.engine.info

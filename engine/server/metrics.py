@@ -1,16 +1,20 @@
-"""Prometheus metrics. Labels are methods, codes, reasons, the busiest tenants and canaries, so their number is bounded."""
+"""Prometheus metrics. Labels are methods, codes, reasons, the busiest tenants and adapters, so their number is bounded."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
-from engine.registry.catalog import Side
+from engine.registry.catalog import InEngine
+from engine.runtime import shadow
 from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
-from engine.runtime.generator import Answer
+from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
+from engine.runtime.generator import Answer, Ending
 from engine.runtime.residency import Residency, Tier
 from engine.runtime.supervised import Supervised
 
+BASE = "base"  # the label of requests without an adapter
+_FEW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)  # of what has many labels
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -30,6 +34,12 @@ class Metrics:
         self._tenant_tokens = Counter(
             "loraplex_tenant_tokens", "Prompt and generated tokens, by tenant.", ["tenant", "kind"], registry=r
         )
+        self._service = Counter(
+            "loraplex_tenant_service",
+            "Service by tenant, in the unit of its fair share: 1 for a prompt's token, 2 for an answer's.",
+            ["tenant"],
+            registry=r,
+        )
         self._tenants = Labels(most=20)
         self._split = Counter(
             "loraplex_canary_requests",
@@ -45,6 +55,13 @@ class Metrics:
             registry=r,
         )
         self._canaries = Labels(most=20)
+        self._copies = Counter(
+            "loraplex_shadow_copies",
+            "Requests that were drawn for a shadow, by adapter and what became of the copy.",
+            ["adapter", "outcome"],
+            registry=r,
+        )
+        self._by_adapter = ByAdapter(r)
         self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=_SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
@@ -77,6 +94,11 @@ class Metrics:
             "loraplex_waiting": ("Requests waiting for a place.", lambda: admission.waiting),
             "loraplex_running_adapters": ("Adapters that requests run on.", lambda: admission.running_adapters),
             "loraplex_resident_adapters": ("Adapters in the engine.", lambda: len(residency.residents())),
+            "loraplex_pinned_adapters": (
+                "Adapters that are pinned.",
+                lambda: sum(r.pinned for r in residency.residents()),
+            ),
+            "loraplex_adapter_slots": ("Adapters that the engine has room for.", lambda: residency.capacity),
             "loraplex_quarantined": ("Versions in quarantine.", lambda: len(residency.quarantined)),
             "loraplex_kv_cache_usage": ("Share of the KV cache in use.", lambda: engine.load_now().kv_cache_usage),
         }
@@ -96,16 +118,32 @@ class Metrics:
         tenant = self._tenants.label(answer.tenant, answer.prompt_tokens + answer.completion_tokens)
         self._tenant_tokens.labels(tenant, "prompt").inc(answer.prompt_tokens)
         self._tenant_tokens.labels(tenant, "generated").inc(answer.completion_tokens)
+        service = PROMPT_TOKEN_COST * answer.prompt_tokens + ANSWER_TOKEN_COST * answer.completion_tokens
+        self._service.labels(tenant).inc(service)
         self._wait.observe(answer.adapter_wait_s)
         if answer.completion_tokens:
             self._ttft.observe(answer.first_token_s)
 
-    def split_answered(self, adapter: str, side: Side, code: str, first_token_s: float) -> None:
-        """Count a request that a canary shared out."""
-        label = self._canaries.label(adapter, 1)
-        self._split.labels(label, side, code).inc()
-        if first_token_s:
-            self._split_ttft.labels(label, side).observe(first_token_s)
+    def began(self, answer: Answer) -> None:
+        """It is counted when it has ended."""
+
+    def ended(self, answer: Answer, ending: Ending) -> None:
+        """Count a request by its adapter, and by its side if a canary shared it out."""
+        name = answer.manifest.name if answer.manifest else BASE
+        self._by_adapter.ended(name, answer, ending)
+        if answer.side:
+            label = self._canaries.label(name, 1)
+            self._split.labels(label, answer.side, ending.code).inc()
+            if answer.first_token_s:
+                self._split_ttft.labels(label, answer.side).observe(answer.first_token_s)
+
+    def shadow_ended(self, adapter: str, outcome: shadow.Outcome) -> None:
+        """Count a copy."""
+        self._copies.labels(self._canaries.label(adapter, 1), outcome).inc()
+
+    def in_engine(self, event: InEngine) -> None:
+        """Count a load, an eviction or a quarantine by its adapter."""
+        self._by_adapter.in_engine(event)
 
     def waited(self, outcome: Outcome, seconds: float) -> None:
         """Count a wait for a place."""
@@ -134,6 +172,52 @@ class Metrics:
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class ByAdapter:
+    """What is counted adapter by adapter; the base model is one of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"loraplex_adapter_{name}", text, ["adapter"], buckets=_FEW_SECONDS, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"loraplex_adapter_{name}", text, ["adapter", *labels], registry=registry)
+
+        self._labels = Labels(most=20)
+        self._requests = counter("requests", "Requests that have ended, by adapter and status.", "code")
+        self._tokens = counter("generated_tokens", "Generated tokens, by adapter.")
+        self._queue = histogram("queue_seconds", "Wait of admitted requests for a place, by adapter.")
+        self._ttft = histogram("ttft_seconds", "Time to first token, by adapter.")
+        self._hits = counter("hits", "Admitted requests whose adapter was in the engine, or not, by adapter.", "hit")
+        self._load_wait = histogram("load_wait_seconds", "Wait of requests whose adapter was not in the engine.")
+        self._loads = Summary(
+            "loraplex_adapter_loaded_seconds", "Loading and probing, by adapter.", ["adapter"], registry=registry
+        )
+        self._leaving = counter("left", "Versions that left the engine or service, by adapter and why.", "why")
+
+    def ended(self, name: str, answer: Answer, ending: Ending) -> None:
+        """Count a request."""
+        label = self._labels.label(name, 1)
+        self._requests.labels(label, ending.code).inc()
+        self._tokens.labels(label).inc(answer.completion_tokens)
+        if not answer.admitted:
+            return
+        self._queue.labels(label).observe(answer.queue_s)
+        if answer.manifest:
+            self._hits.labels(label, "no" if answer.adapter_wait_s else "yes").inc()
+        if answer.adapter_wait_s:
+            self._load_wait.labels(label).observe(answer.adapter_wait_s)
+        if answer.first_token_s:
+            self._ttft.labels(label).observe(answer.first_token_s)
+
+    def in_engine(self, event: InEngine) -> None:
+        """Count a load, an eviction or a quarantine."""
+        label = self._labels.label(event.manifest.name, 0)
+        if event.change == "loaded":
+            self._loads.labels(label).observe(event.seconds)
+        else:
+            self._leaving.labels(label, event.change).inc()
 
 
 class Labels:

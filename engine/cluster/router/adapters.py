@@ -23,7 +23,7 @@ from engine.cluster.router.journey import Failure, error_info, judge
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
 from engine.errors import AdapterNotFound, NoReplica, NotEverywhere
-from engine.registry.names import CANARY, CURRENT
+from engine.registry.names import CANARY, CURRENT, SHADOW
 from engine.server.boundary import Context
 
 log = structlog.get_logger(__name__)
@@ -36,6 +36,14 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+
+    async def GetCanaryReport(self, request: Any, context: Context) -> Any:
+        """Of the replica that has seen most of it: each judges by itself."""
+        return await self._most("GetCanaryReport", request, context, lambda report: report.canary_side.requests)
+
+    async def GetShadowReport(self, request: Any, context: Context) -> Any:
+        """Of the replica that has seen most of it."""
+        return await self._most("GetShadowReport", request, context, lambda report: report.drawn)
 
     async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """One replica's watch; it ends if that replica does, as changes may be missed then."""
@@ -71,6 +79,12 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         """Warm, then split."""
         version = await self._version(request.name, request.version or CANARY, context)
         async for message in self._move("SetCanary", request, version, context, pb.SetCanaryResponse):
+            yield message
+
+    async def SetShadow(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Warm, then copy."""
+        version = await self._version(request.name, request.version or SHADOW, context)
+        async for message in self._move("SetShadow", request, version, context, pb.SetShadowResponse):
             yield message
 
     async def PreloadAdapter(self, request: Any, context: Context) -> AsyncIterator[Any]:
@@ -154,6 +168,13 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         if failures:
             raise NotEverywhere(what, len(good), failures, "and it stands there")
         return good
+
+    async def _most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
+        """The answer of the replica that has seen most; if all refuse, why."""
+        calls = (getattr(link.adapters, method)(request, timeout=_LOAD_S) for link in self._fleet.usable())
+        answers = await asyncio.gather(*map(_answer, calls))
+        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
+        return max(good, key=seen) if good else await self._one(method, request, context)
 
     async def _one(self, method: str, request: Any, context: Context) -> Any:
         """Any replica's answer; the next one's if that cannot be reached."""

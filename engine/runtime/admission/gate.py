@@ -45,6 +45,7 @@ class Admission:
     def __init__(self, rules: Rules, observer: Observer | None = None) -> None:
         self.rules = rules
         self.draining = False
+        self.on_change: Callable[[], None] = lambda: None  # called when somebody has come, started or left
         self.on_upcoming: Callable[[str], None] = lambda _digest: None  # told whose adapter is next to get a slot
         self._policy = Policy(rules)
         self._observer = observer
@@ -98,6 +99,7 @@ class Admission:
     def drain(self) -> None:
         """Refuse new requests; the ones that run or wait already go on."""
         self.draining = True
+        self.on_change()
 
     async def until_idle(self) -> None:
         """Return when nothing runs or waits."""
@@ -164,6 +166,7 @@ class Admission:
             self._idle.set()
         elif (upcoming := self._policy.upcoming()) is not None:
             self.on_upcoming(upcoming)
+        self.on_change()
         self._set_alarm()
 
     def _set_alarm(self) -> None:

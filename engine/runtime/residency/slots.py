@@ -20,6 +20,7 @@ import structlog
 
 from engine.errors import NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
 from engine.registry.manifest import Manifest
+from engine.registry.subscription import InEngine
 from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
 from engine.runtime.probe import Probe
@@ -90,6 +91,8 @@ class Residency:
         self.capacity = capacity
         self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
         self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
+        self.on_full: Callable[[], None] = lambda: None  # called when a version waits for a place
+        self.on_event: Callable[[InEngine], None] = lambda _: None  # told of loads, evictions and quarantines
         self._load_timeout_s = load_timeout_s
         self._observer = observer
         self._probe = Probe(engine)
@@ -160,6 +163,26 @@ class Residency:
             async with self.lease(manifest, on_stage):
                 pass
 
+    @asynccontextmanager
+    async def borrow(self, manifest: Manifest) -> AsyncIterator[LoadedAdapter | None]:
+        """The version if it is loaded, for the time of the block; that is no reason to keep it loaded afterwards."""
+        resident = self._residents.get(manifest.digest)
+        if resident is None or resident.adapter is None:
+            yield None
+            return
+        resident.in_use += 1
+        try:
+            yield resident.adapter
+        finally:
+            resident.in_use -= 1
+            await self._leave_quarantined(resident)
+            await self._announce_room()
+
+    @property
+    def free_places(self) -> int:
+        """Adapters that could be loaded without evicting one."""
+        return self.capacity - len(self._residents)
+
     async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
         """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing."""
         resident = self._residents.get(manifest.digest)
@@ -212,6 +235,7 @@ class Residency:
         """Serve the version no more; it leaves the engine with its last request. Its cached prefixes are its own."""
         self.quarantined[manifest.digest] = manifest.ref
         log.error("adapter quarantined: its answer is not a number", adapter=manifest.ref, digest=manifest.digest)
+        self.on_event(InEngine("quarantined", manifest))
         if resident := self._residents.get(manifest.digest):
             self._unpin(resident)
 
@@ -242,6 +266,7 @@ class Residency:
         if resident := self._holder(adapter):
             self._unpin(resident)
             del self._residents[resident.manifest.digest]
+            self.on_event(InEngine("evicted", resident.manifest))
 
     def _holder(self, adapter: LoadedAdapter) -> Resident | None:
         return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
@@ -267,6 +292,7 @@ class Residency:
                     if (found := self._place()) is not None:
                         resident = self._residents[manifest.digest] = Resident(manifest, *found)
                         return resident
+                    self.on_full()
                     await self._room.wait()
         except TimeoutError as error:
             raise Overloaded(self.capacity, "adapters are in use", retry_after_s=5.0) from error
@@ -316,6 +342,7 @@ class Residency:
             tier=prepared.tier,
             seconds=round(seconds, 3),
         )
+        self.on_event(InEngine("loaded", manifest, seconds))
         if self._observer:
             self._observer.adapter_found(prepared.tier)
             self._observer.adapter_loaded(seconds, prepared.tier)
@@ -359,6 +386,7 @@ class Residency:
             raise RuntimeError(f"{resident.manifest.ref} is not in the engine yet")
         del self._residents[resident.manifest.digest]
         log.info("adapter evicted", adapter=resident.manifest.ref)
+        self.on_event(InEngine("evicted", resident.manifest))
         if self._observer:
             self._observer.adapter_evicted("slot")
         return adapter

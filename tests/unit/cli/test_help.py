@@ -13,6 +13,7 @@ from tests.unit.cli.calls import COMMAND, call
 COMMANDS = [
     ("serve",),
     ("generate",),
+    ("top",),
     ("doctor",),
     ("train",),
     ("eval",),
@@ -24,7 +25,7 @@ COMMANDS = [
     *(
         ("adapters", name)
         for name in (
-            "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "unalias", "delete",
+            "list", "show", "verify", "diff", "publish", "promote", "rollback", "canary", "shadow", "unalias", "delete",
             "preload", "pin", "unpin", "unload", "watch", "import", "export",
         )
     ),

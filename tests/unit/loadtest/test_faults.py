@@ -1,70 +1,78 @@
-"""Faults on purpose: connections that break, a network that stands still, a server that refuses."""
+"""Fault runs: short, on a server with made-up answers; and what must fail one does."""
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import pytest
 
-from loadtest.drive.actions import check
-from loadtest.drive.case import run_case
-from loadtest.drive.proxy import proxied
+from engine.client.testing import write_adapter, write_base
 from loadtest.errors import BadInput
-from loadtest.plan.scenario import Action, Case
-from loadtest.selftest import trials
-from loadtest.selftest.server import Script, ScriptedServer
+from loadtest.faults.command import execute, show
+from loadtest.faults.damage import DAMAGES, WEIGHTS
+from loadtest.faults.kinds import Happened, faults, judged
+from loadtest.faults.load import Ledger
+from loadtest.faults.run import Outcome, Plan, document, run
 
 
-async def test_dropped_connections_fail_what_was_under_way_and_nothing_else(scripted: ScriptedServer) -> None:
-    """Streams that a reset cuts off are failures, not wrong answers; the clients connect again."""
-    scripted.reset(Script(ttft_s=(0.1,)))
-    async with trials.site(scripted) as found:
-        load = trials.workload(duration=0.6, actions=[{"do": "drop_connections", "at": 0.25}], canary=0)
-        result = await run_case(found, Case(scenario="drop", name="", workload=load))
-    (event,) = result.events
-    assert (event.detail, event.error) == ("1 connections reset", "")
-    failed = [one for one in result.records if one.status == "error"]
-    assert 0 < len(failed) < len(result.records) / 2
-    assert all("UNAVAILABLE" in one.reason for one in failed)
-    assert max(one.row for one in result.records if one.status == "ok") > max(one.row for one in failed)
-    assert not result.correctness.wrong
+async def test_nobody_notices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All faults that need no real engine, under load: all requests of the others are answered, by their own adapter."""
+    write_base(tmp_path / "base")
+    write_adapter(tmp_path / "adapter")
+    kinds = faults(processes=False)
+    seen: list[str] = []
+    plan = Plan(tmp_path / "base", tmp_path / "adapter", len(kinds), 1, "fake", callers=1)
+    outcome = await run(plan, seen.append)
+    assert sorted(seen) == sorted(kinds)
+    assert outcome.problems == outcome.wrong == outcome.failures == []
+    assert outcome.good
+    assert all(ledger.statuses["OK"] > 10 for ledger in outcome.others.values())
+    show(document(outcome))
+    assert "0 wrong answers" in capsys.readouterr().out
 
 
-async def test_stalled_network_delays_and_loses_nothing(scripted: ScriptedServer) -> None:
-    """While nothing goes through, answers wait; each comes whole afterwards."""
-    async with trials.site(scripted) as found:
-        load = trials.workload(duration=0.4, actions=[{"do": "stall_network", "at": 0.1, "lasts": 0.2}], drain=2)
-        result = await run_case(found, Case(scenario="stall", name="", workload=load))
-    assert trials.alarms(result) == []
-    assert result.measures["ttft"]["p999"] > 0.1
+async def test_there_must_be_an_adapter(tmp_path: Path) -> None:
+    """A mistyped folder is told before a server is started."""
+    with pytest.raises(BadInput, match="no adapter"):
+        await execute(Plan(tmp_path, tmp_path / "typo", 1, 1, "fake"), as_json=True)
 
 
-async def test_unload_refused_in_use_is_an_answer(scripted: ScriptedServer) -> None:
-    """A refusal because requests use the adapter fails no check; any other error of an action does."""
-    scripted.in_use.add("ada")
-    actions = [{"do": "unload", "at": 0.05, "adapter": "ada"}, {"do": "unload", "at": 0.05, "adapter": "nobody"}]
-    async with trials.site(scripted) as found:
-        result = await run_case(
-            found, Case(scenario="s", name="", workload=trials.workload(duration=0.2, actions=actions))
-        )
-    by_name = {event.adapter: event for event in result.events}
-    assert by_name["ada"].detail == "refused: ada is in use"
-    assert by_name["nobody"].error
-    assert [check.name for check in result.checks if check.verdict == "DOES NOT MEET"] == ["unload nobody"]
+@pytest.mark.parametrize("what", ["no status", "untyped", "wrong", "failed", "unexpected", "dead"])
+def test_what_must_not_be_fails_the_run(what: str) -> None:
+    """A request without a final status, a wrong answer, another's failure, an unexpected end, a dead engine."""
+    outcome = Outcome(others={"a": Ledger()})
+    assert outcome.good
+    match what:
+        case "no status":
+            outcome.victim.statuses["DEADLINE_EXCEEDED"] += 1
+        case "untyped":
+            outcome.others["a"].statuses["INTERNAL"] += 1
+        case "wrong":
+            outcome.victim.wrong.append("asked a, b answered")
+        case "failed":
+            outcome.others["a"].failures.append("UNAVAILABLE")
+        case "unexpected":
+            outcome.happened.append(("swap", judged("OK", {"DATA_LOSS"})))
+        case _:
+            outcome.alive = False
+    assert not outcome.good
+    assert not document(outcome)["good"]
 
 
-@pytest.mark.parametrize("do", ["kill", "stop_engine", "break_registry", "publish"])
-def test_only_our_own_server_is_hurt(do: str) -> None:
-    """A server that somebody else runs is never killed, stopped or written to."""
-    with pytest.raises(BadInput, match="starts itself only"):
-        check((Action.model_validate({"do": do}),), None)
+def test_what_another_fault_may_cause_is_allowed() -> None:
+    """UNAVAILABLE may always come of something else that is broken at the same time; other statuses may not."""
+    assert judged("UNAVAILABLE", {"OK"}) == Happened("UNAVAILABLE")
+    assert judged("INTERNAL", {"OK"}).problem
 
 
-async def test_a_target_that_is_away_ends_the_connection() -> None:
-    """A proxy before nobody refuses, and ends."""
-    async with proxied(("127.0.0.1:1",)) as proxies:
-        (address,) = proxies
-        host, port = address.split(":")
-        import asyncio
-
-        reader, writer = await asyncio.open_connection(host, int(port))
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-        writer.close()
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_each_damage_changes_the_file(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    """Afterwards the bytes are others, or gone; the other adapter's file is as it was."""
+    for seed, name in enumerate(("one", "other")):
+        write_adapter(tmp_path / name, seed=seed)
+    file, other = tmp_path / "one" / WEIGHTS, tmp_path / "other" / WEIGHTS
+    before, theirs = file.read_bytes(), other.read_bytes()
+    damage(file, other, random.Random(1))
+    assert not file.exists() or file.read_bytes() != before
+    assert other.read_bytes() == theirs

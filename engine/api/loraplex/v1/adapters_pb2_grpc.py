@@ -73,6 +73,26 @@ class AdapterServiceStub:
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.FromString,
                 _registered_method=True)
+        self.GetCanaryReport = channel.unary_unary(
+                '/loraplex.v1.AdapterService/GetCanaryReport',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportResponse.FromString,
+                _registered_method=True)
+        self.SetShadow = channel.unary_stream(
+                '/loraplex.v1.AdapterService/SetShadow',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.SetShadowRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.SetShadowResponse.FromString,
+                _registered_method=True)
+        self.EndShadow = channel.unary_unary(
+                '/loraplex.v1.AdapterService/EndShadow',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.EndShadowRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndShadowResponse.FromString,
+                _registered_method=True)
+        self.GetShadowReport = channel.unary_unary(
+                '/loraplex.v1.AdapterService/GetShadowReport',
+                request_serializer=loraplex_dot_v1_dot_adapters__pb2.GetShadowReportRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_adapters__pb2.GetShadowReportResponse.FromString,
+                _registered_method=True)
         self.RemoveAlias = channel.unary_unary(
                 '/loraplex.v1.AdapterService/RemoveAlias',
                 request_serializer=loraplex_dot_v1_dot_adapters__pb2.RemoveAliasRequest.SerializeToString,
@@ -176,6 +196,36 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCanaryReport(self, request, context):
+        """GetCanaryReport tells how the canary that stands fares beside "current", as this server has seen it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetShadow(self, request, context):
+        """SetShadow points "shadow" at a version and has a share of what the bare adapter name is asked asked again of it, once
+        "current" has answered and only while the engine has room to spare. Those answers are compared and dropped: nobody gets
+        them, waits for them or is hurt by them. It stands until EndShadow, or until "current" or "shadow" moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndShadow(self, request, context):
+        """EndShadow copies no more requests. "shadow" still names its version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShadowReport(self, request, context):
+        """GetShadowReport tells how the shadow that stands answers beside "current", as this server has seen it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveAlias(self, request, context):
         """RemoveAlias takes an alias away. "current" cannot be removed.
         """
@@ -227,7 +277,8 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchAdapters(self, request, context):
-        """WatchAdapters streams the changes from now on: publications, alias moves, deletions.
+        """WatchAdapters streams the changes from now on: publications, alias moves, deletions, and if asked for, what happens to
+        versions in this server's engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +321,26 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.EndCanary,
                     request_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.SerializeToString,
+            ),
+            'GetCanaryReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCanaryReport,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportResponse.SerializeToString,
+            ),
+            'SetShadow': grpc.unary_stream_rpc_method_handler(
+                    servicer.SetShadow,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.SetShadowRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.SetShadowResponse.SerializeToString,
+            ),
+            'EndShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndShadow,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.EndShadowRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.EndShadowResponse.SerializeToString,
+            ),
+            'GetShadowReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShadowReport,
+                    request_deserializer=loraplex_dot_v1_dot_adapters__pb2.GetShadowReportRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_adapters__pb2.GetShadowReportResponse.SerializeToString,
             ),
             'RemoveAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveAlias,
@@ -505,6 +576,114 @@ class AdapterService:
             '/loraplex.v1.AdapterService/EndCanary',
             loraplex_dot_v1_dot_adapters__pb2.EndCanaryRequest.SerializeToString,
             loraplex_dot_v1_dot_adapters__pb2.EndCanaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCanaryReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/GetCanaryReport',
+            loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.GetCanaryReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/SetShadow',
+            loraplex_dot_v1_dot_adapters__pb2.SetShadowRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.SetShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/EndShadow',
+            loraplex_dot_v1_dot_adapters__pb2.EndShadowRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.EndShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShadowReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.AdapterService/GetShadowReport',
+            loraplex_dot_v1_dot_adapters__pb2.GetShadowReportRequest.SerializeToString,
+            loraplex_dot_v1_dot_adapters__pb2.GetShadowReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

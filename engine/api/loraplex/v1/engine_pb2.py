@@ -26,7 +26,7 @@ from engine.api.validate import validate_pb2 as buf_dot_validate_dot_validate__p
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18loraplex/v1/engine.proto\x12\x0bloraplex.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n\x10GetEngineRequest\"\x8e\x02\n\x11GetEngineResponse\x12$\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x16.loraplex.v1.BaseModel\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.loraplex.v1.Limits\x12:\n\x08resident\x18\x03 \x03(\x0b\x32\x1c.loraplex.v1.ResidentAdapterB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.loraplex.v1.Load\x12\x18\n\x06\x65ngine\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1f\n\x0eserver_version\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x66leet\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Y\n\tBaseModel\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1c\n\x0b\x66ingerprint\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x16\n\x05\x64type\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x89\x02\n\x06Limits\x12\x1f\n\x0e\x63ontext_length\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12 \n\x0fvocabulary_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1c\n\x0bmax_running\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1c\n\x0bmax_waiting\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08max_rank\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1d\n\x0cmax_resident\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\"\n\x11max_message_bytes\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\"\n\x11max_adapter_bytes\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"\xc4\x01\n\x0fResidentAdapter\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07version\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x17\n\x06in_use\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\'\n\x04idle\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x04rank\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xf0\x01\n\x04Load\x12\x18\n\x07running\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x07waiting\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\'\n\x0ekv_cache_usage\x18\x03 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00\x12!\n\x10generated_tokens\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x1f\n\x0ewaiting_tokens\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12!\n\x10waiting_adapters\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\nrestarting\x18\x08 \x01(\x08\x32[\n\rEngineService\x12J\n\tGetEngine\x12\x1d.loraplex.v1.GetEngineRequest\x1a\x1e.loraplex.v1.GetEngineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18loraplex/v1/engine.proto\x12\x0bloraplex.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n\x10GetEngineRequest\"\x8e\x02\n\x11GetEngineResponse\x12$\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x16.loraplex.v1.BaseModel\x12#\n\x06limits\x18\x02 \x01(\x0b\x32\x13.loraplex.v1.Limits\x12:\n\x08resident\x18\x03 \x03(\x0b\x32\x1c.loraplex.v1.ResidentAdapterB\n\xbaH\x07\x92\x01\x04\x10\xa0\x8d\x06\x12\x1f\n\x04load\x18\x04 \x01(\x0b\x32\x11.loraplex.v1.Load\x12\x18\n\x06\x65ngine\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1f\n\x0eserver_version\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05\x66leet\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@\"Y\n\tBaseModel\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1c\n\x0b\x66ingerprint\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x16\n\x05\x64type\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\x89\x02\n\x06Limits\x12\x1f\n\x0e\x63ontext_length\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12 \n\x0fvocabulary_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1c\n\x0bmax_running\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1c\n\x0bmax_waiting\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08max_rank\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x1d\n\x0cmax_resident\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\"\n\x11max_message_bytes\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\"\n\x11max_adapter_bytes\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"\xc4\x01\n\x0fResidentAdapter\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07version\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18G\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x17\n\x06in_use\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\'\n\x04idle\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x04rank\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xf0\x01\n\x04Load\x12\x18\n\x07running\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x07waiting\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\'\n\x0ekv_cache_usage\x18\x03 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00\x12!\n\x10generated_tokens\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x1f\n\x0ewaiting_tokens\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12!\n\x10waiting_adapters\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x12\n\nrestarting\x18\x08 \x01(\x08\"\x14\n\x12GetActivityRequest\"\x9c\x02\n\x13GetActivityResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05ready\x18\x02 \x01(\x08\x12!\n\x10generated_tokens\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x39\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x1c.loraplex.v1.AdapterActivityB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x37\n\x07tenants\x18\x05 \x03(\x0b\x32\x1b.loraplex.v1.TenantActivityB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x34\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x1a.loraplex.v1.ActivityEventB\x08\xbaH\x05\x92\x01\x02\x10\x64\"\xd5\x02\n\x0f\x41\x64\x61pterActivity\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07version\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x18\n\x07waiting\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x07running\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08requests\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06\x66\x61iled\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12!\n\x10generated_tokens\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12,\n\tqueue_p50\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08ttft_p50\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08ttft_p95\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc9\x01\n\x0eTenantActivity\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\x06weight\x18\x02 \x01(\x01\x42\x0e\xbaH\x0b\x12\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x18\n\x07waiting\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x18\n\x07running\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x19\n\x08requests\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06\x66\x61iled\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x07service\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"f\n\rActivityEvent\x12&\n\x03\x61go\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x04kind\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 \x12\x16\n\x04text\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x32\xad\x01\n\rEngineService\x12J\n\tGetEngine\x12\x1d.loraplex.v1.GetEngineRequest\x1a\x1e.loraplex.v1.GetEngineResponse\x12P\n\x0bGetActivity\x12\x1f.loraplex.v1.GetActivityRequest\x1a .loraplex.v1.GetActivityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,6 +85,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOAD'].fields_by_name['waiting_tokens']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_LOAD'].fields_by_name['waiting_adapters']._loaded_options = None
   _globals['_LOAD'].fields_by_name['waiting_adapters']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['generated_tokens']._loaded_options = None
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['generated_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['adapters']._loaded_options = None
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['adapters']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['tenants']._loaded_options = None
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['tenants']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['events']._loaded_options = None
+  _globals['_GETACTIVITYRESPONSE'].fields_by_name['events']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['name']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['name']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['version']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['version']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['waiting']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['waiting']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['running']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['running']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['requests']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['requests']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['failed']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['failed']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_ADAPTERACTIVITY'].fields_by_name['generated_tokens']._loaded_options = None
+  _globals['_ADAPTERACTIVITY'].fields_by_name['generated_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['name']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['name']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_TENANTACTIVITY'].fields_by_name['weight']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['weight']._serialized_options = b'\272H\013\022\t)\000\000\000\000\000\000\000\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['waiting']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['waiting']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['running']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['running']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['requests']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['requests']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['failed']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['failed']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_TENANTACTIVITY'].fields_by_name['service']._loaded_options = None
+  _globals['_TENANTACTIVITY'].fields_by_name['service']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_ACTIVITYEVENT'].fields_by_name['kind']._loaded_options = None
+  _globals['_ACTIVITYEVENT'].fields_by_name['kind']._serialized_options = b'\272H\004r\002\030 '
+  _globals['_ACTIVITYEVENT'].fields_by_name['text']._loaded_options = None
+  _globals['_ACTIVITYEVENT'].fields_by_name['text']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_GETENGINEREQUEST']._serialized_start=102
   _globals['_GETENGINEREQUEST']._serialized_end=120
   _globals['_GETENGINERESPONSE']._serialized_start=123
@@ -97,6 +137,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESIDENTADAPTER']._serialized_end=951
   _globals['_LOAD']._serialized_start=954
   _globals['_LOAD']._serialized_end=1194
-  _globals['_ENGINESERVICE']._serialized_start=1196
-  _globals['_ENGINESERVICE']._serialized_end=1287
+  _globals['_GETACTIVITYREQUEST']._serialized_start=1196
+  _globals['_GETACTIVITYREQUEST']._serialized_end=1216
+  _globals['_GETACTIVITYRESPONSE']._serialized_start=1219
+  _globals['_GETACTIVITYRESPONSE']._serialized_end=1503
+  _globals['_ADAPTERACTIVITY']._serialized_start=1506
+  _globals['_ADAPTERACTIVITY']._serialized_end=1847
+  _globals['_TENANTACTIVITY']._serialized_start=1850
+  _globals['_TENANTACTIVITY']._serialized_end=2051
+  _globals['_ACTIVITYEVENT']._serialized_start=2053
+  _globals['_ACTIVITYEVENT']._serialized_end=2155
+  _globals['_ENGINESERVICE']._serialized_start=2158
+  _globals['_ENGINESERVICE']._serialized_end=2331
 # @@protoc_insertion_point(module_scope)

@@ -99,3 +99,75 @@ class Load(_message.Message):
     waiting_adapters: int
     restarting: bool
     def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ..., restarting: _Optional[bool] = ...) -> None: ...
+
+class GetActivityRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetActivityResponse(_message.Message):
+    __slots__ = ("uptime", "ready", "generated_tokens", "adapters", "tenants", "events")
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    uptime: _duration_pb2.Duration
+    ready: bool
+    generated_tokens: int
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterActivity]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantActivity]
+    events: _containers.RepeatedCompositeFieldContainer[ActivityEvent]
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ready: _Optional[bool] = ..., generated_tokens: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[AdapterActivity, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantActivity, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[ActivityEvent, _Mapping]]] = ...) -> None: ...
+
+class AdapterActivity(_message.Message):
+    __slots__ = ("name", "version", "waiting", "running", "requests", "failed", "generated_tokens", "queue_p50", "ttft_p50", "ttft_p95")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_P50_FIELD_NUMBER: _ClassVar[int]
+    TTFT_P50_FIELD_NUMBER: _ClassVar[int]
+    TTFT_P95_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    waiting: int
+    running: int
+    requests: int
+    failed: int
+    generated_tokens: int
+    queue_p50: _duration_pb2.Duration
+    ttft_p50: _duration_pb2.Duration
+    ttft_p95: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., requests: _Optional[int] = ..., failed: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., queue_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttft_p95: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class TenantActivity(_message.Message):
+    __slots__ = ("name", "weight", "waiting", "running", "requests", "failed", "service")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weight: float
+    waiting: int
+    running: int
+    requests: int
+    failed: int
+    service: int
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., requests: _Optional[int] = ..., failed: _Optional[int] = ..., service: _Optional[int] = ...) -> None: ...
+
+class ActivityEvent(_message.Message):
+    __slots__ = ("ago", "kind", "text")
+    AGO_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ago: _duration_pb2.Duration
+    kind: str
+    text: str
+    def __init__(self, ago: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...

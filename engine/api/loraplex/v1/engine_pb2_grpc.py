@@ -40,6 +40,11 @@ class EngineServiceStub:
                 request_serializer=loraplex_dot_v1_dot_engine__pb2.GetEngineRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_engine__pb2.GetEngineResponse.FromString,
                 _registered_method=True)
+        self.GetActivity = channel.unary_unary(
+                '/loraplex.v1.EngineService/GetActivity',
+                request_serializer=loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -53,6 +58,14 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetActivity(self, request, context):
+        """GetActivity tells who is being served and how well: what `loraplex top` shows. Counters run from the server's start, so
+        that the difference of two answers is a rate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.GetEngine,
                     request_deserializer=loraplex_dot_v1_dot_engine__pb2.GetEngineRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_engine__pb2.GetEngineResponse.SerializeToString,
+            ),
+            'GetActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetActivity,
+                    request_deserializer=loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class EngineService:
             '/loraplex.v1.EngineService/GetEngine',
             loraplex_dot_v1_dot_engine__pb2.GetEngineRequest.SerializeToString,
             loraplex_dot_v1_dot_engine__pb2.GetEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.EngineService/GetActivity',
+            loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.SerializeToString,
+            loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,100 @@
+"""AdapterService, the part that tries a version beside the current one: canaries and shadows, and their reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+
+from engine.api.loraplex.v1 import adapters_pb2 as pb
+from engine.errors import NotAllowedNow
+from engine.registry.catalog import Catalog
+from engine.registry.names import CANARY, CURRENT, SHADOW, AdapterRef
+from engine.registry.registry import Registry
+from engine.runtime.residency import OnStage
+from engine.runtime.shadow import Shadows
+from engine.server import convert
+from engine.server.boundary import Context
+from engine.server.moves import Moves
+from engine.server.progress import reported
+from engine.server.trials import Trials
+
+
+class Trying:
+    """The methods of AdapterService about canaries and shadows."""
+
+    def __init__(self, registry: Registry, catalog: Catalog, moves: Moves, trials: Trials, shadows: Shadows) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._moves = moves
+        self._trials = trials
+        self._shadows = shadows
+
+    def SetCanary(self, request: pb.SetCanaryRequest, context: Context) -> AsyncGenerator[pb.SetCanaryResponse, None]:
+        """Warm the version, then give it its share, in one move of the alias log."""
+
+        async def move(report: OnStage) -> pb.SetCanaryResponse:
+            await self._catalog.refresh()
+            version = self._catalog.resolve(AdapterRef(request.name, request.version or CANARY)).version
+            trial = convert.to_trial(request.trial) if request.HasField("trial") else None
+            switch = partial(
+                self._registry.set_canary, request.name, version, request.weight, trial=trial,
+                actor=request.actor, reason=request.reason, since=self._last_move(request.name),
+            )  # fmt: skip
+            change = await self._moves.move(request.name, CANARY, version, switch, report)
+            return pb.SetCanaryResponse(change=convert.alias_change(change))
+
+        return reported(move, pb.SetCanaryResponse)
+
+    async def EndCanary(self, request: pb.EndCanaryRequest, context: Context) -> pb.EndCanaryResponse:
+        """Let the current version answer alone."""
+        change = await self._registry.end_canary(request.name, actor=request.actor, reason=request.reason)
+        await self._catalog.refresh()
+        return pb.EndCanaryResponse(change=convert.alias_change(change))
+
+    async def GetCanaryReport(self, request: pb.GetCanaryReportRequest, context: Context) -> pb.GetCanaryReportResponse:
+        """How both sides have fared here."""
+        await self._catalog.refresh()
+        canary = self._catalog.adapter(request.name).canary
+        if canary is None:
+            raise NotAllowedNow(f"{request.name} has no canary", fix="There is nothing to report on.")
+        watched = self._trials.watch(canary)
+        ours, current = watched.sides
+        return pb.GetCanaryReportResponse(
+            canary=convert.canary(canary),
+            canary_side=convert.side_report(ours),
+            current_side=convert.side_report(current),
+            verdict=self._trials.decide(watched).why,
+        )
+
+    def SetShadow(self, request: pb.SetShadowRequest, context: Context) -> AsyncGenerator[pb.SetShadowResponse, None]:
+        """Warm the version, then have it asked copies, in one move of the alias log."""
+
+        async def move(report: OnStage) -> pb.SetShadowResponse:
+            await self._catalog.refresh()
+            version = self._catalog.resolve(AdapterRef(request.name, request.version or SHADOW)).version
+            switch = partial(
+                self._registry.set_shadow, request.name, version, request.sample,
+                actor=request.actor, reason=request.reason, since=self._last_move(request.name),
+            )  # fmt: skip
+            change = await self._moves.move(request.name, SHADOW, version, switch, report)
+            return pb.SetShadowResponse(change=convert.alias_change(change))
+
+        return reported(move, pb.SetShadowResponse)
+
+    async def EndShadow(self, request: pb.EndShadowRequest, context: Context) -> pb.EndShadowResponse:
+        """Copy no more requests."""
+        change = await self._registry.end_shadow(request.name, actor=request.actor, reason=request.reason)
+        await self._catalog.refresh()
+        return pb.EndShadowResponse(change=convert.alias_change(change))
+
+    async def GetShadowReport(self, request: pb.GetShadowReportRequest, context: Context) -> pb.GetShadowReportResponse:
+        """How the shadow has answered here."""
+        await self._catalog.refresh()
+        view = self._catalog.adapter(request.name)
+        if view.shadow is None:
+            raise NotAllowedNow(f"{request.name} has no shadow", fix="There is nothing to report on.")
+        return convert.shadow_report(self._shadows.report(view.shadow), view.aliases.get(CURRENT, ""))
+
+    def _last_move(self, name: str) -> int:
+        """What a decision about the adapter's aliases is based on; taken before the version is warmed."""
+        return self._catalog.adapter(name).last_move
