@@ -355,7 +355,7 @@ async def test_more_adapters_than_places() -> None:
         async with stubs_to(server.target) as stubs:
             answers = await asyncio.gather(*(text(stubs, each) for _ in range(6) for each in names))
         assert answers == [f"{each}@v1 heard: hi" for each in names] * 6
-        assert len(engine_of(server).loaded) <= 2
+        assert len(engine_of(server).loaded) <= 2 + 1  # the one that is next is loaded ahead
 
 
 async def test_damaged_copy_in_the_registry(stubs: Stubs, server: FakeServer, name: str) -> None:
