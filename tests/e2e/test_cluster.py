@@ -25,12 +25,11 @@ from tests.unit.cluster.load import NAMES, Load
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 _KILL_FLEET = """
-import ray
-from engine.cluster.ray.application import fleet_of
 from engine.cluster.ray.local import connected
 from engine.config import ClusterSettings
 spec = ClusterSettings(ray="auto", name="e2e")
-with connected(spec):
+with connected(spec) as ray:
+    from engine.cluster.ray.application import fleet_of
     ray.kill(fleet_of(spec), no_restart=False)
 """
 

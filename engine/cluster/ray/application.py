@@ -8,8 +8,11 @@ is what `loraplex cluster up` does, and what KubeRay's RayService names as `impo
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from engine.cluster.routing.warming import to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
 _START_S = 600.0
+_ROUTERS = ("name", "host", "port", "http_port", "allow_remote", "router")
 _NUMBERS = {"replicas", "max_replicas", "routers", "ray", "object_store_mib"}
 _SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
 
@@ -143,12 +147,14 @@ def build(args: dict[str, Any]) -> Any:
     """
     spec = load(ClusterSettings, **args)
     start_fleet(spec).remember.remote(spec.model_dump(mode="json"))
-    # What is told to the replicas: Ray restarts them when it changes, so how many there are is not part of it.
+    # Ray restarts a deployment's replicas when its version changes: when what they are told does, and nothing else.
     plain = spec.model_dump(mode="json", exclude=_NUMBERS)
+    routing = {name: plain[name] for name in _ROUTERS}
     deployment: Any = serve.deployment
     engines = deployment(
         EngineReplica,
         name="EngineReplica",
+        version=_version(plain),
         ray_actor_options={"num_cpus": spec.cpus, "num_gpus": spec.gpus},
         max_ongoing_requests=1000,
         health_check_period_s=2,
@@ -159,13 +165,19 @@ def build(args: dict[str, Any]) -> Any:
     routers = deployment(
         Router,
         name="Router",
+        version=_version(routing),
         num_replicas=spec.routers,
         max_replicas_per_node=1,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=60,
     )
-    return routers.bind(plain, engines)
+    return routers.bind(routing, engines)
+
+
+def _version(told: dict[str, Any]) -> str:
+    """Of this software with these settings."""
+    return hashlib.sha256(json.dumps([metadata.version("loraplex"), told], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numbers(spec: ClusterSettings) -> dict[str, Any]:
