@@ -148,36 +148,6 @@ async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> Non
     assert not callers.wrong
 
 
-async def test_drain_and_rolling_change(cluster: Cluster, client: AsyncClient) -> None:
-    """A drained replica is replaced, and new settings reach all of them one by one, without a failed request."""
-    callers = load(client)
-    async with callers.running(6):
-        before = {row["address"] for row in await cluster.status()}
-        await cluster.command("drain", sorted(before)[0], "--name", "e2e")
-        await asyncio.sleep(3)
-        await up(client)
-        rolled = [*cluster.spec, "--ray", "auto", "--engine", cluster.engine(max_resident=4)]
-        await cluster.command("up", *rolled)
-        await up(client)
-        after = {row["address"] for row in await cluster.status()}
-    assert not callers.wrong
-    assert not before & after
-    assert (await client.engine()).limits.max_resident == 8
-
-
-async def test_scale(cluster: Cluster, client: AsyncClient) -> None:
-    """One more engine, and one less again; nobody else is restarted."""
-    before = {row["address"] for row in await cluster.status()}
-    callers = load(client)
-    async with callers.running(6):
-        await cluster.command("scale", "3", "--name", "e2e")
-        await up(client, engines=3)
-        assert before < {row["address"] for row in await cluster.status()}
-        await cluster.command("scale", "2", "--name", "e2e")
-        await up(client, engines=2)
-    assert not callers.wrong
-
-
 async def test_the_raylet_is_killed(cluster: Cluster, client: AsyncClient) -> None:
     """With Ray itself gone, answers under way are finished. The last test: nothing is left afterwards."""
     # Many log probabilities fill the connection, so that the servers are far from done when Ray goes.

@@ -8,11 +8,8 @@ is what `loraplex cluster up` does, and what KubeRay's RayService names as `impo
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +144,13 @@ def build(args: dict[str, Any]) -> Any:
     """
     spec = load(ClusterSettings, **args)
     start_fleet(spec).remember.remote(spec.model_dump(mode="json"))
-    # Ray restarts a deployment's replicas when its version changes: when what they are told does, and nothing else.
+    # What each is told: how many there are is not part of it, nor are the engines' settings part of the routers'.
     plain = spec.model_dump(mode="json", exclude=_NUMBERS)
     routing = {name: plain[name] for name in _ROUTERS}
     deployment: Any = serve.deployment
     engines = deployment(
         EngineReplica,
         name="EngineReplica",
-        version=_version(plain),
         ray_actor_options={"num_cpus": spec.cpus, "num_gpus": spec.gpus},
         max_ongoing_requests=1000,
         health_check_period_s=2,
@@ -165,7 +161,6 @@ def build(args: dict[str, Any]) -> Any:
     routers = deployment(
         Router,
         name="Router",
-        version=_version(routing),
         num_replicas=spec.routers,
         max_replicas_per_node=1,
         ray_actor_options={"num_cpus": 0},
@@ -173,11 +168,6 @@ def build(args: dict[str, Any]) -> Any:
         graceful_shutdown_timeout_s=60,
     )
     return routers.bind(routing, engines)
-
-
-def _version(told: dict[str, Any]) -> str:
-    """Of this software with these settings."""
-    return hashlib.sha256(json.dumps([metadata.version("loraplex"), told], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _numbers(spec: ClusterSettings) -> dict[str, Any]:
