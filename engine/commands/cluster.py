@@ -36,7 +36,7 @@ def up(config: Path | None, **flags: Any) -> None:
 
     Without --ray it starts Ray on this machine and stays until Ctrl-C. With
     --ray it returns when all is up; running it again with other settings rolls
-    the engines one after the other, without a failed request.
+    engines and routers one after the other.
     """
     engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
     spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
@@ -89,7 +89,7 @@ def scale(
     name: Name = "loraplex",
     ray: RayAddress = "auto",
 ) -> None:
-    """Have more or fewer engines. Those that go finish their work first; those that stay are left alone."""
+    """Have more or fewer engines. Those that go finish their work first."""
     with _fleet(name, ray) as (fleet, get):
         from engine.cluster.ray.local import check_resources
 

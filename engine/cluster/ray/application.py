@@ -29,6 +29,7 @@ from engine.cluster.routing.warming import to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
 _START_S = 600.0
+_ROUTERS = ("name", "host", "port", "http_port", "allow_remote", "router")
 _NUMBERS = {"replicas", "max_replicas", "routers", "ray", "object_store_mib"}
 _SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
 
@@ -143,8 +144,9 @@ def build(args: dict[str, Any]) -> Any:
     """
     spec = load(ClusterSettings, **args)
     start_fleet(spec).remember.remote(spec.model_dump(mode="json"))
-    # What is told to the replicas: Ray restarts them when it changes, so how many there are is not part of it.
+    # What each is told: how many there are is not part of it, nor are the engines' settings part of the routers'.
     plain = spec.model_dump(mode="json", exclude=_NUMBERS)
+    routing = {name: plain[name] for name in _ROUTERS}
     deployment: Any = serve.deployment
     engines = deployment(
         EngineReplica,
@@ -165,7 +167,7 @@ def build(args: dict[str, Any]) -> Any:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=60,
     )
-    return routers.bind(plain, engines)
+    return routers.bind(routing, engines)
 
 
 def _numbers(spec: ClusterSettings) -> dict[str, Any]:
