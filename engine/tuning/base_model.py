@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging
 
 from engine.errors import TrainingFailed
 from engine.tuning.batches import Batch
@@ -36,6 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None = None) -> Any:
     """Load the base for training or scoring; with `quantization` its linear layers are held in 4 bits."""
+    logging.disable_progress_bar()  # the command has one of its own
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if quantization:
