@@ -74,9 +74,11 @@ async def test_a_hundred_changes_under_load(app: App, client: AsyncClient, right
     callers = [asyncio.create_task(ask(number)) for number in range(6)]
     before = len((await client.adapters.get(NAME)).history)
     try:
-        for step in steps * 10:
+        for number, step in enumerate(steps * 10):
             await step()
             await asyncio.sleep(0.02)
+            while number == len(steps) - 2 and not answered["v3"]:  # promoted, and busy machines answer late
+                await asyncio.sleep(0.02)
     finally:
         stop.set()
     await asyncio.gather(*callers)  # raises what any request failed with

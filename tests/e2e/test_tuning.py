@@ -52,6 +52,7 @@ def test_a_training_process_that_is_killed_is_resumed_to_the_same_losses(tmp_pat
     assert (run / "adapter" / "run.json").is_file()
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_shipped_adapters_score_through_the_server_what_they_scored_in_training(
     client: AsyncClient, published: list[str], tmp_path: Path
 ) -> None:
