@@ -6,8 +6,8 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -67,7 +67,7 @@ class Store:
 
     async def get(self, path: str) -> bytes:
         """Read a whole object; raises Missing."""
-        with _translated(f"reading {path}"):
+        async with self._reading(path):
             answer = await obstore.get_async(self._backend, path)
             return bytes(await answer.bytes_async())
 
@@ -77,7 +77,7 @@ class Store:
         Raises Missing, and Oversized once it is longer than `limit` bytes.
         """
         digest, size = hashlib.sha256(), 0
-        with _translated(f"reading {path}"):
+        async with self._reading(path):
             answer = await obstore.get_async(self._backend, path)
             with await asyncio.to_thread(target.open, "xb") as file:
                 async for chunk in answer.stream(min_chunk_size=_CHUNK):
@@ -95,9 +95,7 @@ class Store:
     async def list(self, prefix: str) -> list[str]:
         """Return the paths of all objects in the folder `prefix` and below."""
         with _translated(f"listing {prefix}"):
-            if isinstance(self._backend, LocalStore):
-                # A folder that was unmounted or removed would look like a registry whose adapters were all deleted.
-                await asyncio.to_thread(_require_folder, self._backend)
+            await self._require_root()
             found = await obstore.list(self._backend, prefix).collect_async()
         return sorted(entry["path"] for entry in found)
 
@@ -106,6 +104,22 @@ class Store:
         with _translated(f"listing {prefix}"):
             found = await obstore.list_with_delimiter_async(self._backend, prefix)
         return sorted(path.rpartition("/")[2] for path in found["common_prefixes"])
+
+    @asynccontextmanager
+    async def _reading(self, path: str) -> AsyncIterator[None]:
+        """Raises Missing only if the registry itself is there."""
+        try:
+            with _translated(f"reading {path}"):
+                yield
+        except Missing:
+            with _translated(f"reading {path}"):
+                await self._require_root()
+            raise
+
+    async def _require_root(self) -> None:
+        """A folder that was unmounted or removed would look like a registry whose adapters were all deleted."""
+        if isinstance(self._backend, LocalStore):
+            await asyncio.to_thread(_require_folder, self._backend)
 
     async def delete(self, paths: Iterable[str]) -> None:
         """Delete objects; those that do not exist are fine."""

@@ -431,6 +431,20 @@ async def test_a_vanished_folder_is_not_an_empty_registry(tmp_path: Path) -> Non
         await registry.list_names()
 
 
+async def test_a_vanished_folder_is_no_damaged_version(tmp_path: Path, make_checked: Make) -> None:
+    """Whatever is read of an unmounted registry is unavailable, not deleted and not damaged; then it is there again."""
+    registry, target = Registry(Store.open(tmp_path / "registry")), tmp_path / "target"
+    manifest = await publish(registry, make_checked)
+    target.mkdir()
+    (tmp_path / "registry").rename(tmp_path / "away")
+    for read in (registry.fetch(manifest, target), registry.manifest("support", "v1")):
+        with pytest.raises(RegistryUnavailable):
+            await read
+    (tmp_path / "away").rename(tmp_path / "registry")
+    await registry.fetch(manifest, target)
+    assert await registry.manifest("support", "v1") == manifest
+
+
 async def test_foreign_objects_are_passed_over(registry: Registry, store: Store, make_checked: Make) -> None:
     """Files that are not the registry's own do no harm."""
     await publish(registry, make_checked)
