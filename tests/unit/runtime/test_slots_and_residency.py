@@ -133,7 +133,7 @@ async def test_unloading_a_pinned_version_frees_its_slot(world: World, three: li
 
 async def test_the_next_adapter_is_loaded_ahead(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
     """While the only slot is taken, the adapter that is next gets into the engine, so that its request need not wait."""
-    engine.token_interval_s = 0.002
+    engine.token_interval_s = 0.1  # the first answer takes six seconds, or as long as is needed here
     generator = generator_for(world, capacity=1)
     first = asyncio.create_task(text_of(generator, ask("a", max_tokens=60)))
     await until(lambda: generator.admission.running == 1)
@@ -141,19 +141,21 @@ async def test_the_next_adapter_is_loaded_ahead(world: World, engine: CountingEn
     await until(lambda: three[1].digest in {resident.manifest.digest for resident in generator.residency.residents()})
     assert not first.done()
     assert generator.admission.running_adapters == 1
+    engine.token_interval_s = 0.0
     await asyncio.gather(first, *others)
     assert engine.most_loaded == 2
 
 
 async def test_what_is_loaded_ahead_fails_alone(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
     """A load ahead that fails is its own requests' failure; the others go on, and the engine holds nothing of it."""
-    engine.token_interval_s = 0.002
+    engine.token_interval_s = 0.1
     generator = generator_for(world, capacity=1)
     first = asyncio.create_task(text_of(generator, ask("a", max_tokens=60)))
     await until(lambda: generator.residency.residents())
     engine.failure = InvalidAdapter("load", "b@v1", "no", fix="")
     second = asyncio.create_task(text_of(generator, ask("b")))
     await until(lambda: len(engine.loads) > 1)
+    engine.token_interval_s = 0.0
     await first
     with pytest.raises(InvalidAdapter):
         await second
