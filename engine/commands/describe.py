@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import RenderableType
 from rich.table import Table
@@ -65,7 +66,7 @@ def canary_data(canary: pb.Canary) -> dict[str, Any]:
 
 def _trial_data(trial: pb.CanaryTrial) -> dict[str, Any]:
     return {
-        "seconds": trial.duration.ToTimedelta().total_seconds(),
+        "seconds": seconds_of(trial.duration),
         "max_error_rate": trial.max_error_rate,
         "max_ttft_ratio": trial.max_ttft_ratio,
         "then": _then(trial),
@@ -192,7 +193,7 @@ def change_line(name: str, change: pb.AliasChange) -> Text:
         text = f"{name}@{change.version} now answers {change.canary_weight:.4g} of the requests for {name}"
         if change.HasField("canary_trial"):
             trial = change.canary_trial
-            seconds = trial.duration.ToTimedelta().total_seconds()
+            seconds = seconds_of(trial.duration)
             text += f", judged for {seconds:g} s, then {_then(trial)}"
         return Text(text)
     if change.HasField("shadow_sample"):
@@ -214,7 +215,7 @@ def event_data(event: pb.WatchAdaptersResponse) -> dict[str, Any]:
         case "loaded" | "evicted" | "quarantined" as kind:
             fact = getattr(event, kind)
             data = {"event": kind, "name": event.name, "version": fact.version, "digest": fact.digest}
-            return data | ({"seconds": fact.took.ToTimedelta().total_seconds()} if kind == "loaded" else {})
+            return data | ({"seconds": seconds_of(fact.took)} if kind == "loaded" else {})
     return {"event": "watching"}
 
 
@@ -228,7 +229,7 @@ def event_line(event: pb.WatchAdaptersResponse) -> Text:
         case "deleted_version":
             return Text(f"deleted {event.name}@{event.deleted_version}")
         case "loaded":
-            took = output.seconds(event.loaded.took.ToTimedelta().total_seconds())
+            took = output.seconds(seconds_of(event.loaded.took))
             return Text(f"loaded {event.name}@{event.loaded.version} into the engine in {took}")
         case "evicted":
             return Text(f"evicted {event.name}@{event.evicted.version} from the engine")
@@ -267,3 +268,8 @@ def _iso(moment: Timestamp) -> str:
 
 def _when(moment: Timestamp) -> str:
     return f"{moment.ToDatetime():%Y-%m-%d %H:%M}"
+
+
+def seconds_of(duration: Duration) -> float:
+    """A Duration in seconds."""
+    return duration.ToTimedelta().total_seconds()

@@ -23,6 +23,7 @@ _MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most
 _Concurrency = Annotated[int, typer.Option(min=1, max=4096, help="Requests at once.")]
 _Stop = Annotated[list[str] | None, typer.Option(help="End answers before this text; may be repeated.")]
 _LINE = 60  # characters of an answer in a table
+_Question = tuple[int, str, str, dict[str, Any]]  # a row's number, question, expected answer, and how to ask it
 
 
 def evaluate(
@@ -141,32 +142,33 @@ def compare(
     output.emit(data, as_json, lambda: _side_by_side(first, second, data, len(cases)))
 
 
-def _prompts(file: Path) -> list[tuple[int, str, str, dict[str, Any]]]:
-    """Each row's number, question, expected answer, and how to ask it."""
+def _prompts(file: Path) -> list[_Question]:
+    from engine.tuning.jsonl import parsed
+
+    return parsed(file.read_text(), file.name, _question)
+
+
+def _question(line: str, number: int) -> _Question:
     import json
 
-    from engine.errors import InvalidRows
+    from engine.tuning.jsonl import BadRow
 
-    found, wrong = [], []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = ""
-        if row is None:
-            continue
-        if not isinstance(row, dict) or not (row.get("prompt") or row.get("messages")):
-            wrong.append((number, "it is no JSON object with a prompt or messages"))
-        elif row.get("prompt"):
-            found.append((number, row["prompt"], str(row.get("completion", "")), {"prompt": row["prompt"]}))
-        else:
-            turns = [
-                turn for turn in row["messages"] if turn.get("role") != "assistant" or turn is not row["messages"][-1]
-            ]
-            found.append((number, turns[-1]["content"], "", {"messages": turns}))
-    if wrong or not found:
-        raise InvalidRows(file.name, wrong or [(1, "the file holds no rows")])
-    return found
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not (row.get("prompt") or row.get("messages")):
+        raise BadRow("it is no JSON object with a prompt or messages")
+    if row.get("prompt"):
+        return number, row["prompt"], str(row.get("completion", "")), {"prompt": row["prompt"]}
+    turns = row["messages"]
+    if not (isinstance(turns, list) and all(isinstance(turn, dict) and "content" in turn for turn in turns)):
+        raise BadRow("its messages are no list of objects with role and content")
+    if turns[-1].get("role") == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise BadRow("its only message is an answer: there is nothing to ask")
+    return number, turns[-1]["content"], "", {"messages": turns}
 
 
 async def _answers(

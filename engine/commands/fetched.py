@@ -15,11 +15,11 @@ from engine.commands import output
 from engine.commands.backends import check_there
 from engine.config import load_settings
 from engine.errors import LoraplexError
+from engine.registry.checks import precision_of
+from engine.registry.file_checks import CONFIG, RUN
 from engine.registry.names import AdapterRef
 from engine.registry.registry import Registry
 from engine.registry.store import Store
-
-_RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Fetched:
     @property
     def precision(self) -> str:
         """How its base was held when it was trained: "full" unless its run says otherwise."""
-        return str((self.run.get("base") or {}).get("precision") or "full")
+        return precision_of(self.run)
 
 
 def registry_url(given: str | None) -> str:
@@ -69,9 +69,9 @@ async def _fetch(ref: str, registry: str | None, target: Path) -> Fetched:
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise LoraplexError(f"{folder} is no adapter's folder", fix="Name a version (support@v2), or a PEFT folder.")
     try:
-        return dict(json.loads((folder / _RUN).read_text()))
+        return dict(json.loads((folder / RUN).read_text()))
     except (OSError, ValueError, TypeError):
         return {}

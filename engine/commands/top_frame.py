@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from google.protobuf.duration_pb2 import Duration
-
 from engine.api.loraplex.v1 import engine_pb2 as pb
+from engine.commands.describe import seconds_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Frame:
         self.engine = now.engine
         self.activity = now.activity
         self._before = before.activity
-        self._seconds = max(1e-3, seconds(now.activity.uptime) - seconds(before.activity.uptime))
+        self._seconds = max(1e-3, seconds_of(now.activity.uptime) - seconds_of(before.activity.uptime))
 
     @property
     def tokens_per_s(self) -> float:
@@ -115,9 +114,4 @@ class Frame:
 
 
 def _known(message: pb.AdapterActivity, field: str) -> float | None:
-    return seconds(getattr(message, field)) if message.HasField(field) else None
-
-
-def seconds(duration: Duration) -> float:
-    """A Duration in seconds."""
-    return duration.ToTimedelta().total_seconds()
+    return seconds_of(getattr(message, field)) if message.HasField(field) else None

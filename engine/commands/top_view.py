@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.api.loraplex.v1 import engine_pb2 as pb
-from engine.commands.describe import NONE
-from engine.commands.top_frame import AdapterRow, Frame, TenantRow, seconds
+from engine.commands.describe import NONE, seconds_of
+from engine.commands.top_frame import AdapterRow, Frame, TenantRow
 
 _BAR = 16
 _HEIGHT = 40  # lines of a frame that no terminal bounds
@@ -29,7 +29,7 @@ def data(frame: Frame) -> dict[str, Any]:
         "base": frame.engine.base.name,
         "engine": frame.engine.engine,
         "state": frame.state,
-        "uptime_s": seconds(frame.activity.uptime),
+        "uptime_s": seconds_of(frame.activity.uptime),
         "running": load.running,
         "max_running": limits.max_running,
         "waiting": load.waiting,
@@ -40,13 +40,13 @@ def data(frame: Frame) -> dict[str, Any]:
         "resident": [_resident_data(one) for one in frame.engine.resident],
         "adapters": [asdict(row) for row in frame.adapters],
         "tenants": [asdict(row) for row in frame.tenants],
-        "events": [{"ago_s": seconds(one.ago), "kind": one.kind, "text": one.text} for one in frame.activity.events],
+        "events": [{"ago_s": seconds_of(one.ago), "kind": one.kind, "text": one.text} for one in frame.activity.events],
     }
 
 
 def _resident_data(one: pb.ResidentAdapter) -> dict[str, Any]:
     ref = f"{one.name}@{one.version}"
-    return {"ref": ref, "in_use": one.in_use, "pinned": one.pinned, "idle_s": seconds(one.idle)}
+    return {"ref": ref, "in_use": one.in_use, "pinned": one.pinned, "idle_s": seconds_of(one.idle)}
 
 
 def view(frame: Frame, height: int = _HEIGHT) -> Iterator[RenderableType]:
@@ -67,7 +67,7 @@ def view(frame: Frame, height: int = _HEIGHT) -> Iterator[RenderableType]:
 def _title(frame: Frame) -> Text:
     line = Text(frame.state, _STATES[frame.state])
     line.append(f"  {frame.server}", "bold").append(f"  {frame.engine.base.name}  {frame.engine.engine}", "not bold")
-    line.append(f"  up {_age(seconds(frame.activity.uptime))}", "dim not bold")
+    line.append(f"  up {_age(seconds_of(frame.activity.uptime))}", "dim not bold")
     return _cut(line)
 
 
@@ -157,7 +157,7 @@ def _rest(made: Table, more: int) -> Table:
 
 
 def _event(event: pb.ActivityEvent) -> Text:
-    ago = f"{_age(seconds(event.ago)):>6} ago "
+    ago = f"{_age(seconds_of(event.ago)):>6} ago "
     return _cut(Text(ago, "dim").append(f"{event.kind:<11} ", _KINDS.get(event.kind, "")).append(event.text, "default"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -93,17 +92,12 @@ def _times_data(times: pb.AnswerTimes) -> dict[str, Any]:
 def _spread_data(name: str, spread: pb.Spread) -> dict[str, float | None]:
     known = spread.HasField("p50")
     return {
-        f"{name}_p50_s": seconds_of(spread.p50) if known else None,
-        f"{name}_p95_s": seconds_of(spread.p95) if known else None,
+        f"{name}_p50_s": describe.seconds_of(spread.p50) if known else None,
+        f"{name}_p95_s": describe.seconds_of(spread.p95) if known else None,
     }
 
 
 def _spread(spread: pb.Spread) -> tuple[str, str]:
     if not spread.HasField("p50"):
         return describe.NONE, describe.NONE
-    return output.seconds(seconds_of(spread.p50)), output.seconds(seconds_of(spread.p95))
-
-
-def seconds_of(duration: Duration) -> float:
-    """A Duration in seconds."""
-    return duration.ToTimedelta().total_seconds()
+    return output.seconds(describe.seconds_of(spread.p50)), output.seconds(describe.seconds_of(spread.p95))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 from engine.errors import AdapterNotFound, NotAllowedNow, Overtaken
 from engine.registry.manifest import AliasChange
@@ -49,17 +50,31 @@ def select_version(ref: AdapterRef, versions: Collection[str], aliases: dict[str
     raise AdapterNotFound(str(ref), [f"{ref.name}@{selector}" for selector in found], kind)
 
 
-def version_before(name: str, alias: str, history: Iterable[AliasChange], versions: Collection[str]) -> str:
+class Moved(Protocol):
+    """A move of an alias; `version` is empty or None when it was removed."""
+
+    @property
+    def alias(self) -> str:
+        """Which one."""
+        ...
+
+    @property
+    def version(self) -> str | None:
+        """What it named from then on."""
+        ...
+
+
+def version_before(name: str, alias: str, history: Iterable[Moved], versions: Collection[str]) -> str:
     """Return the version that `alias` named before its present one, of those that still exist.
 
     Raises AdapterNotFound when there is no such alias, NotAllowedNow when it never named another version.
     """
     named = [change.version for change in history if change.alias == alias]
-    if not named or named[-1] is None:
+    if not named or not named[-1]:
         raise AdapterNotFound(f"{name}@{alias}", [], "alias")
     present = named[-1]
     for version in reversed(named):
-        if version is not None and version != present and version in versions:
+        if version and version != present and version in versions:
             return version
     raise NotAllowedNow(
         f"{name}@{alias} names {present} and never named another version that still exists",

@@ -17,7 +17,7 @@ from engine.registry.tensor_checks import check_tensors
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _USUAL_SCALES = (0.5, 4.0)
-_FULL = "full"  # how a training that does not quantise says it held the base
+FULL = "full"  # how a training that does not quantise says it held the base
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ def _check_base(base: Base, declared: str | None, run: dict[str, Any]) -> BaseRe
     return BaseRef(name=base.name, fingerprint=base.fingerprint, assumed=not trained_on)
 
 
+def precision_of(run: dict[str, Any]) -> str:
+    """How the base was held while an adapter was trained, by its run.json: FULL unless it says otherwise."""
+    return str((run.get("base") or {}).get("precision") or FULL)
+
+
 def _warnings(
     config: LoraConfig, modules: tuple[str, ...], base: Base, trained_on: BaseRef, run: dict[str, Any]
 ) -> list[str]:
@@ -103,8 +108,7 @@ def _warnings(
     named = config.base_name.rstrip("/").rpartition("/")[2]
     if named.casefold() not in ("", base.name.casefold()):
         found.append(f"adapter_config.json names the base {named[:100]!r}, this server's is {base.name!r}")
-    precision = str((run.get("base") or {}).get("precision") or _FULL)
-    if precision != _FULL:
+    if (precision := precision_of(run)) != FULL:
         found.append(
             f"it was trained on the base in {precision[:20]}, which is another model than this server's: evaluate it here first"
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 import llguidance
 
 from engine.errors import EngineDied, InvalidAdapter, NotFinite
+from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.runtime.engine import (
     ChatTurn,
     Delta,
@@ -79,13 +80,13 @@ class FakeEngine:
 
     def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
         """Nothing to convert: the weights as they are."""
-        target.write_bytes(files["adapter_model.safetensors"])
+        target.write_bytes(files[WEIGHTS])
 
     async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Remember the adapter."""
         if replaced:
             self.loaded.pop(replaced.id, None)
-        there = adapter.prepared or adapter.folder / "adapter_config.json"
+        there = adapter.prepared or adapter.folder / CONFIG
         if not there.is_file():
             raise InvalidAdapter("load", adapter.ref, "its folder is not there", fix="Load it again.")
         self.loaded[adapter.id] = adapter

@@ -16,6 +16,7 @@ import bisect
 import math
 from dataclasses import dataclass, field
 
+from engine.intervals import wilson
 from engine.registry.manifest import Trial
 from engine.runtime.recent import Recent
 
@@ -49,7 +50,7 @@ class Tally:
 def breach(trial: Trial, canary: Tally, current: Tally) -> str | None:
     """Why the canary has to end now, with the numbers; None if it need not."""
     bound = max(trial.max_error_rate, current.error_rate)
-    if canary.requests >= LEAST and wilson_lower(canary.failed, canary.requests) > bound:
+    if canary.requests >= LEAST and wilson(canary.failed, canary.requests, Z)[0] > bound:
         return f"{_errors(canary, current)}, above {trial.max_error_rate:.4g}"
     times = canary.ttft, current.ttft
     if min(map(len, times)) >= LEAST_TIMES and larger(*times, trial.max_ttft_ratio) > Z:
@@ -72,13 +73,6 @@ def shortfall(trial: Trial, canary: Tally, current: Tally) -> str | None:
 def numbers(canary: Tally, current: Tally) -> str:
     """Both sides in a few words."""
     return f"{_errors(canary, current)}; {_times(canary, current)}"
-
-
-def wilson_lower(failed: int, requests: int, z: float = Z) -> float:
-    """The lower bound of Wilson's score interval for a rate."""
-    rate, z2 = failed / requests, z * z
-    margin = z * math.sqrt(rate * (1 - rate) / requests + z2 / (4 * requests * requests))
-    return max(0.0, (rate + z2 / (2 * requests) - margin) / (1 + z2 / requests))
 
 
 def larger(ours: Recent, theirs: Recent, ratio: float) -> float:

@@ -298,9 +298,11 @@ class VllmEngine:
             return
         with tempfile.TemporaryDirectory(prefix="loraplex-") as scratch:  # memory has had to make room for others
             target = Path(scratch) / "prepared"
-            files = {name: (adapter.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-            await asyncio.to_thread(self.prepare, files, target)
+            await asyncio.to_thread(self._prepare_again, adapter, target)
             await self._copy_from(target, adapter.id, replaced)
+
+    def _prepare_again(self, adapter: LoadedAdapter, target: Path) -> None:
+        self.prepare({name: (adapter.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}, target)
 
     async def _copy_from(self, prepared: Path, adapter_id: int, replaced: list[int]) -> None:
         arguments = (adapter_id, str(prepared), replaced)

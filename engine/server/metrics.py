@@ -15,7 +15,7 @@ from engine.runtime.supervised import Supervised
 
 BASE = "base"  # the label of requests without an adapter
 _FEW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)  # of what has many labels
-_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
@@ -25,10 +25,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self._calls = Counter("loraplex_calls", "gRPC calls, by method and status.", ["method", "code"], registry=r)
-        self._seconds = Histogram("loraplex_call_seconds", "Length of calls.", ["method"], buckets=_SECONDS, registry=r)
-        self._ttft = Histogram("loraplex_ttft_seconds", "Time to first token.", buckets=_SECONDS, registry=r)
+        self._seconds = Histogram("loraplex_call_seconds", "Length of calls.", ["method"], buckets=SECONDS, registry=r)
+        self._ttft = Histogram("loraplex_ttft_seconds", "Time to first token.", buckets=SECONDS, registry=r)
         self._queue = Histogram(
-            "loraplex_queue_seconds", "Wait for a place, by its end.", ["outcome"], buckets=_SECONDS, registry=r
+            "loraplex_queue_seconds", "Wait for a place, by its end.", ["outcome"], buckets=SECONDS, registry=r
         )
         self._refused = Counter("loraplex_refused", "Requests that admission refused.", ["reason"], registry=r)
         self._tenant_tokens = Counter(
@@ -51,7 +51,7 @@ class Metrics:
             "loraplex_canary_ttft_seconds",
             "Time to first token of requests that a canary shared out.",
             ["adapter", "side"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=r,
         )
         self._canaries = Labels(most=20)
@@ -62,14 +62,14 @@ class Metrics:
             registry=r,
         )
         self._by_adapter = ByAdapter(r)
-        self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=_SECONDS, registry=r)
+        self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
         self._loads = Histogram(
             "loraplex_adapter_load_seconds",
             "Loading an adapter, and probing it the first time, by the tier that had it.",
             ["tier"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=r,
         )
         self._found = Counter(
@@ -81,7 +81,7 @@ class Metrics:
         self._restarts = Histogram(
             "loraplex_engine_restart_seconds",
             "From an engine's death until the next one is ready.",
-            buckets=_SECONDS,
+            buckets=SECONDS,
             registry=r,
         )
         self.generated_tokens = 0

@@ -33,9 +33,8 @@ from engine.server.moves import Moves
 log = structlog.get_logger(__name__)
 
 _LOOK_S = 1.0
-_OWN = (
-    0.1  # of the canary's time: what this server must have seen itself before it promotes, and waits for that at most
-)
+# Of the canary's time: what this server must have seen itself before it promotes, and what it waits for that at most.
+_OWN = 0.1
 # What says something about the server, its caller or its storage, but nothing about a version.
 _NOT_ITS_FAULT = {
     "OVERLOADED",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.errors import NotAllowedNow
 from engine.registry.catalog import Catalog
+from engine.registry.manifest import AliasChange
 from engine.registry.names import CANARY, CURRENT, SHADOW, AdapterRef
 from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage
@@ -33,15 +34,9 @@ class Trying:
         """Warm the version, then give it its share, in one move of the alias log."""
 
         async def move(report: OnStage) -> pb.SetCanaryResponse:
-            await self._catalog.refresh()
-            version = self._catalog.resolve(AdapterRef(request.name, request.version or CANARY)).version
             trial = convert.to_trial(request.trial) if request.HasField("trial") else None
-            switch = partial(
-                self._registry.set_canary, request.name, version, request.weight, trial=trial,
-                actor=request.actor, reason=request.reason, since=self._last_move(request.name),
-            )  # fmt: skip
-            change = await self._moves.move(request.name, CANARY, version, switch, report)
-            return pb.SetCanaryResponse(change=convert.alias_change(change))
+            give = partial(self._registry.set_canary, weight=request.weight, trial=trial)
+            return pb.SetCanaryResponse(change=await self._share(request, CANARY, give, report))
 
         return reported(move, pb.SetCanaryResponse)
 
@@ -70,14 +65,8 @@ class Trying:
         """Warm the version, then have it asked copies, in one move of the alias log."""
 
         async def move(report: OnStage) -> pb.SetShadowResponse:
-            await self._catalog.refresh()
-            version = self._catalog.resolve(AdapterRef(request.name, request.version or SHADOW)).version
-            switch = partial(
-                self._registry.set_shadow, request.name, version, request.sample,
-                actor=request.actor, reason=request.reason, since=self._last_move(request.name),
-            )  # fmt: skip
-            change = await self._moves.move(request.name, SHADOW, version, switch, report)
-            return pb.SetShadowResponse(change=convert.alias_change(change))
+            give = partial(self._registry.set_shadow, sample=request.sample)
+            return pb.SetShadowResponse(change=await self._share(request, SHADOW, give, report))
 
         return reported(move, pb.SetShadowResponse)
 
@@ -95,6 +84,16 @@ class Trying:
             raise NotAllowedNow(f"{request.name} has no shadow", fix="There is nothing to report on.")
         return convert.shadow_report(self._shadows.report(view.shadow), view.aliases.get(CURRENT, ""))
 
-    def _last_move(self, name: str) -> int:
-        """What a decision about the adapter's aliases is based on; taken before the version is warmed."""
-        return self._catalog.adapter(name).last_move
+    async def _share(
+        self,
+        request: pb.SetCanaryRequest | pb.SetShadowRequest,
+        alias: str,
+        give: Callable[..., Awaitable[AliasChange]],
+        report: OnStage,
+    ) -> pb.AliasChange:
+        """Warm the version that the request names, or else the alias, then `give` it its share."""
+        await self._catalog.refresh()
+        version = self._catalog.resolve(AdapterRef(request.name, request.version or alias)).version
+        based_on = self._catalog.adapter(request.name).last_move  # before the version is warmed
+        switch = partial(give, request.name, version, actor=request.actor, reason=request.reason, since=based_on)
+        return convert.alias_change(await self._moves.move(request.name, alias, version, switch, report))

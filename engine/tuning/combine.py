@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from engine.errors import MergeRefused
+from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.tuning.base_model import load_base
 
 Method = Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "svd"]
@@ -37,7 +38,7 @@ def combine(
         raise MergeRefused(f"unknown method {method!r}", fix=f"Use one of {', '.join(get_args(Method))}.")
     if len(weights) != len(adapters):
         raise MergeRefused(f"{len(weights)} weights for {len(adapters)} adapters", fix="Give one weight for each.")
-    ranks = [json.loads((folder / "adapter_config.json").read_text())["r"] for folder in adapters]
+    ranks = [json.loads((folder / CONFIG).read_text())["r"] for folder in adapters]
     if method in _SAME_RANK and len(set(ranks)) > 1:
         problem = f"{method} needs adapters of one rank, and these have {', '.join(map(str, ranks))}"
         raise MergeRefused(problem, fix="Use --method svd, or cat.")
@@ -49,7 +50,7 @@ def combine(
     options = {"density": density} if method in _PRUNING else {}
     model.add_weighted_adapter(names, list(weights), "combined", combination_type=method, **options)
     _save(model, base, out)
-    config: dict[str, Any] = json.loads((out / "adapter_config.json").read_text())
+    config: dict[str, Any] = json.loads((out / CONFIG).read_text())
     return config
 
 
@@ -58,7 +59,7 @@ def _save(model: Any, base: Path, out: Path) -> None:
     scratch = out.with_name(out.name + ".partial")
     model.save_pretrained(str(scratch), selected_adapters=["combined"], save_embedding_layers=False)
     (scratch / "README.md").unlink(missing_ok=True)
-    weights = scratch / "combined" / "adapter_model.safetensors"
+    weights = scratch / "combined" / WEIGHTS
     save_file(
         {name: tensor.bfloat16().contiguous() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
     )

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRecipe, InvalidRows
+from engine.tuning.jsonl import BadRow, parsed
 
 ROLES = ("system", "user", "assistant")
 _DATASETS = "datasets:"
-
-
-class BadRow(Exception):
-    """A row cannot be learnt from; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +55,8 @@ def read_rows(source: str) -> Rows:
     Raises InvalidRecipe when it cannot be opened, and InvalidRows naming each bad row with its reason.
     """
     text = _dataset_text(source) if source.startswith(_DATASETS) else _file_text(source)
-    name = source.rpartition("/")[2]
-    rows: list[Row] = []
-    wrong: list[tuple[int, str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(parse_row(line, number))
-        except BadRow as error:
-            wrong.append((number, str(error)))
-    if wrong:
-        raise InvalidRows(name, wrong)
-    if not rows:
-        raise InvalidRows(name, [(1, "the file holds no rows")], fix="Name a file with one JSON object a line.")
+    fix = "Name a file with one JSON object a line."
+    rows = parsed(text, source.rpartition("/")[2], parse_row, empty_fix=fix)
     return Rows(source, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", tuple(rows))
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRows
-from engine.tuning.data import BadRow, Row
+from engine.tuning.data import Row
+from engine.tuning.jsonl import BadRow
 
 IGNORED = -100  # the label that cross entropy leaves out
 

@@ -17,7 +17,7 @@ _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _RUNTIME_BYTES = 450_000_000  # Python, torch, transformers and PEFT, measured without a model
 _ADAM_BYTES = 8  # two float32 moments a parameter (Kingma and Ba, 2015)
 _LAYER_BYTES = (
-    34  # activation bytes a token and hidden unit in 16 bits, without attention scores (Korthikanti et al., 2022)
+    34  # of activations a token and hidden unit in 16 bits, attention scores aside (Korthikanti et al., 2022)
 )
 
 
@@ -142,17 +142,8 @@ def weight_width(recipe: Recipe, *, gpu: bool) -> int:
     return 4 if recipe.train.precision == "fp32" else 2
 
 
-def model_name(folder: Path) -> str:
-    """The base's name for people."""
-    return folder.resolve().name
-
-
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU is visible, without importing torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return False
     return Path("/proc/driver/nvidia/version").exists()
-
-
-__all__ = ["Estimate", "Shape", "checkpointing", "estimate", "has_gpu", "memory_available", "model_name", "read_shape",
-           "target_names", "weight_width"]  # fmt: skip

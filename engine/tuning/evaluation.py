@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.client import AsyncClient
-from engine.tuning.intervals import mean_interval, wilson
+from engine.intervals import mean_interval, wilson
 from engine.tuning.suite import Case, Suite, normal
 
 BASE = "base"

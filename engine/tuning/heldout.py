@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from engine.intervals import wilson
 from engine.tuning.base_model import losses
 from engine.tuning.batches import padded
 from engine.tuning.encoding import IGNORED, Example
-from engine.tuning.intervals import wilson
 
 _ROWS_AT_ONCE = 32
 

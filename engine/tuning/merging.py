@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.registry.checks import FULL
 from engine.registry.fingerprint import check_base
 from engine.tuning import merge
 from engine.tuning.base_model import load_base, load_tokenizer
@@ -26,7 +27,6 @@ from engine.tuning.merge_check import (
     texts_of,
 )
 
-_FULL = "full"
 _SHOWN = "nf4-double"  # what most people would merge into
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -54,7 +54,7 @@ class Merging:
 
     def choose(self, onto: str) -> tuple[str, dict[str, Any]]:
         """Which weights to merge onto, and what spoke for each; only a QLoRA version has a choice."""
-        if self.precision == _FULL:
+        if self.precision == FULL:
             return "base", {}
         names = ("dequantized", "base") if onto == "auto" else (onto,)
         choices = {}
@@ -66,7 +66,7 @@ class Merging:
 
     def _changes(self, onto: str) -> tuple[merge.Change, merge.Change | None]:
         """How to change layers with an adapter, and those without."""
-        if onto == "base" or self.precision == _FULL:
+        if onto == "base" or self.precision == FULL:
             return merge.onto_base(self.deltas), None
         return (
             merge.onto_dequantized(self.deltas, self.precision),
@@ -89,8 +89,8 @@ class Merging:
         return facts
 
     def _compare(self, out: Path, onto: str, written: str) -> dict[str, Any]:
-        if onto == "base" and self.precision != _FULL:  # it is not what was trained: compare with what was merged
-            wanted, score = self._measured(reference(self.base, self.folder, _FULL))
+        if onto == "base" and self.precision != FULL:  # it is not what was trained: compare with what was merged
+            wanted, score = self._measured(reference(self.base, self.folder, FULL))
         else:
             wanted, score = self.trained
         found, merged = self._measured(load_base(out, torch.float32))
@@ -101,7 +101,7 @@ class Merging:
 
     def demonstrate(self) -> dict[str, Any]:
         """What becomes of the adapter when it is merged into 4-bit weights, beside everything that it could be."""
-        precision = self.precision if self.precision != _FULL else _SHOWN
+        precision = self.precision if self.precision != FULL else _SHOWN
         models: dict[str, Callable[[], Any]] = {
             "base alone": lambda: load_base(self.base, torch.float32),
             "base and adapter, as trained": lambda: None,

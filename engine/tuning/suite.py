@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidRows
+from engine.tuning.jsonl import BadRow, parsed
 
 METRICS = ("exact", "contains", "regex", "json_schema")
 _KEYS = {"completion": "exact", "contains": "contains", "regex": "regex", "json_schema": "json_schema"}
@@ -66,45 +67,32 @@ def read_suite(file: Path) -> Suite:
     """Read and check a suite; raises InvalidRows naming every bad row."""
     try:
         data = file.read_bytes()
-        lines = data.decode().splitlines()
+        text = data.decode()
     except OSError as error:
         raise InvalidRows(str(file), [(1, f"it cannot be read: {error.strerror}")], fix="Name a file.") from error
     except UnicodeDecodeError as error:
         raise InvalidRows(file.name, [(1, "it is not UTF-8 text")]) from error
-    cases, wrong = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            cases.append(_case(line, number))
-        except _Bad as error:
-            wrong.append((number, str(error)))
-    if wrong or not cases:
-        raise InvalidRows(file.name, wrong or [(1, "the file holds no rows")])
+    cases = parsed(text, file.name, _case)
     return Suite(file.name, f"sha256:{hashlib.sha256(data).hexdigest()}", tuple(cases))
-
-
-class _Bad(Exception):
-    pass
 
 
 def _case(line: str, number: int) -> Case:
     try:
         row = json.loads(line)
     except ValueError:
-        raise _Bad("it is not JSON") from None
+        raise BadRow("it is not JSON") from None
     if not isinstance(row, dict):
-        raise _Bad("it is no JSON object")
+        raise BadRow("it is no JSON object")
     if unknown := sorted(set(row) - set(_KEYS) - _OTHER):
-        raise _Bad(f"it has an unknown key {unknown[0]!r}; known: {', '.join(sorted({*_KEYS, *_OTHER}))}")
+        raise BadRow(f"it has an unknown key {unknown[0]!r}; known: {', '.join(sorted({*_KEYS, *_OTHER}))}")
     prompt, messages, wanted = row.get("prompt", ""), row.get("messages", []), _wanted(row)
     if isinstance(messages, list) and messages and messages[-1].get("role") == "assistant":
         wanted.setdefault("exact", messages[-1]["content"])
         messages = messages[:-1]
     if bool(prompt) == bool(messages):
-        raise _Bad("it needs either a prompt or messages")
+        raise BadRow("it needs either a prompt or messages")
     if not wanted:
-        raise _Bad(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
+        raise BadRow(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
     return Case(number, prompt, tuple(messages), wanted, row.get("max_tokens"))
 
 
@@ -112,26 +100,26 @@ def _wanted(row: dict[str, Any]) -> dict[str, Any]:
     chosen = row.get("metrics") or METRICS
     chosen = [chosen] if isinstance(chosen, str) else chosen
     if unknown := [metric for metric in chosen if metric not in METRICS]:
-        raise _Bad(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
+        raise BadRow(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
     found = {metric: _readable(metric, row[key]) for key, metric in _KEYS.items() if key in row and metric in chosen}
     if missing := [metric for metric in chosen if "metrics" in row and metric not in found]:
-        raise _Bad(f"the metric {missing[0]!r} has nothing to compare with")
+        raise BadRow(f"the metric {missing[0]!r} has nothing to compare with")
     return found
 
 
 def _readable(metric: str, value: Any) -> Any:
     if metric == "exact" and not (isinstance(value, str) and value.strip()):
-        raise _Bad("completion is no text")
+        raise BadRow("completion is no text")
     if metric == "contains":
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise _Bad("contains is neither a text nor a list of texts")
+            raise BadRow("contains is neither a text nor a list of texts")
         return texts
     if metric == "regex":
         try:
             re.compile(value)
         except (re.error, TypeError) as error:
-            raise _Bad(f"regex cannot be read: {error}") from None
+            raise BadRow(f"regex cannot be read: {error}") from None
     if metric == "json_schema":
         _check_schema(value)
     return value
@@ -144,7 +132,7 @@ def _check_schema(schema: Any) -> None:
     try:
         validator_for(schema).check_schema(schema)
     except (SchemaError, TypeError, AttributeError) as error:
-        raise _Bad(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
+        raise BadRow(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
 
 
 def normal(text: str) -> str:

@@ -23,9 +23,8 @@ class Repeat(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         del vllm_config, device, is_pin_memory
-        self._rows: dict[
-            int, tuple[list[int], list[int]]
-        ] = {}  # what to say, and what is said so far (vLLM's own list)
+        # By row: what to say, and what is said so far (vLLM's own list).
+        self._rows: dict[int, tuple[list[int], list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
         """No: it decides."""

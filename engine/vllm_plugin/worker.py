@@ -91,9 +91,8 @@ class SlotWriter:
             a, b = (part[slot, 0] for part in self._parts[module])
             self._clear(a, b, 0, held.pop(module))
         for first in self._firsts:
-            first[
-                slot, 0, :0
-            ].zero_()  # writes nothing, but is seen as a write: our kernels look at a layer's first A only
+            # Writes nothing, but is seen as a write: our kernels look at a layer's first A only.
+            first[slot, 0, :0].zero_()
 
     @staticmethod
     def _clear(a: Any, b: Any, rank: int, before: int) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.cli import err, out
-from loadtest.commands.run import end_on_sigterm, references, show, shown, wanted_cases
+from loadtest.cli import err
+from loadtest.commands.run import end_on_sigterm, references, shown, tell, wanted_cases
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -201,12 +201,7 @@ def _report(comparison: Comparison, folder: Path, *, as_json: bool) -> Exit:
         exit=int(code), verdict=verdict, compare=document.clean(found),
     )  # fmt: skip
     write(comparison.results, data, folder, curves.compared(comparison.tail(), QUANTILES, labels))
-    document.check(data)
-    if as_json:
-        out.print_json(data=data)
-        return code
-    show(data)
-    out.print(f"report: {folder / 'report.html'}")
+    tell(data, folder, as_json=as_json)
     return code
 
 

@@ -62,13 +62,18 @@ async def execute(options: Options, folder: Path, *, as_json: bool) -> Exit:
                 break
     data = document.document(results, site, ["loraplex", "loadtest", *sys.argv[1:]])
     write(results, data, folder)
+    tell(data, folder, as_json=as_json)
+    return document.worst(results)
+
+
+def tell(data: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Check what was written, and print it."""
     document.check(data)
     if as_json:
         out.print_json(data=data)
-    else:
-        show(data)
-        out.print(f"report: {folder / 'report.html'}")
-    return document.worst(results)
+        return
+    show(data)
+    out.print(f"report: {folder / 'report.html'}")
 
 
 def end_on_sigterm() -> None:

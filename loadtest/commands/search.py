@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.text import Text
 
-from loadtest.cli import err, out
-from loadtest.commands.run import Options, end_on_sigterm, opened, references, show, shown, wanted_cases
+from loadtest.cli import err
+from loadtest.commands.run import Options, end_on_sigterm, opened, references, shown, tell, wanted_cases
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -114,12 +114,7 @@ def _report(found: Found, site: Site, bounds: Bounds, folder: Path, *, as_json: 
         exit=int(code), verdict=verdict, search=document.clean(about),
     )  # fmt: skip
     write(results, data, folder, curves.searched(found, required))
-    document.check(data)
-    if as_json:
-        out.print_json(data=data)
-        return code
-    show(data)
-    out.print(f"report: {folder / 'report.html'}")
+    tell(data, folder, as_json=as_json)
     return code
 
 

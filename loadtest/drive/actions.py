@@ -162,13 +162,6 @@ async def _hit(action: Action, own: OwnServer) -> str:
 
 
 async def _break_registry(own: OwnServer, seconds: float) -> str:
-    away = own.registry.with_name("registry-away")
-    own.registry.rename(away)
-    try:
+    with own.without_registry():
         await asyncio.sleep(seconds)
-    finally:
-        # The server may have made the folder anew meanwhile; what it wrote there belongs to the fault.
-        if own.registry.exists():
-            own.registry.rename(own.registry.with_name(f"registry-made-anew-{time.monotonic_ns()}"))
-        away.rename(own.registry)
     return f"registry away for {seconds:g} s"

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 
@@ -97,6 +98,19 @@ class OwnServer:
             self.process.wait(20)
         self.signal(SIGKILL)
         self.process.wait(10)
+
+    @contextlib.contextmanager
+    def without_registry(self) -> Iterator[None]:
+        """The registry's folder is somewhere else for the time of the block."""
+        away = self.registry.with_name("registry-away")
+        self.registry.rename(away)
+        try:
+            yield
+        finally:
+            # The server may have made the folder anew meanwhile; what it wrote there belongs to the fault.
+            if self.registry.exists():
+                self.registry.rename(self.registry.with_name(f"registry-made-anew-{time.monotonic_ns()}"))
+            away.rename(self.registry)
 
     async def publish(self, name: str, seed: int, rank: int = 8, *, broken: bool = False) -> str:
         """Publish a marker adapter; returns its version."""

@@ -204,14 +204,9 @@ async def callers_leave(scene: Scene, rng: random.Random) -> Happened:
 async def storage_away(scene: Scene, rng: random.Random) -> Happened:
     """The registry goes away and comes back: what is known answers on, the rest is UNAVAILABLE."""
     async with scene.storage:
-        away = scene.own.registry.with_name("registry-away")
-        scene.own.registry.rename(away)
-        try:
+        with scene.own.without_registry():
             await asyncio.sleep(rng.uniform(0.2, 1.5))
             status = await scene.ask(rng.choice(scene.standing), rng)
-        finally:
-            shutil.rmtree(scene.own.registry, ignore_errors=True)  # if the server made it anew
-            away.rename(scene.own.registry)
     return judged(status, {"OK"})
 
 

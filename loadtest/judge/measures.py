@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.intervals import wilson
 from loadtest.drive.records import Record, Status
-from loadtest.judge.statistics import percentile, weighted_percentile, wilson
+from loadtest.judge.statistics import percentile, weighted_percentile
 from loadtest.plan.requirements import QUANTILES, Good
 
 Floats = npt.NDArray[np.float64]

@@ -72,17 +72,6 @@ def needed(misses: int, share: float) -> int:
     return low
 
 
-def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (E. B. Wilson, 1927); (0, 1) without trials."""
-    if not trials:
-        return 0.0, 1.0
-    share = hits / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
 def bootstrap(differences: Sequence[float], rounds: int = 4000, seed: int = 0) -> tuple[float, float]:
     """A 95 % interval of the mean of paired differences, by resampling the pairs."""
     values = np.asarray(differences, np.float64)

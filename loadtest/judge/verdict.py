@@ -9,11 +9,12 @@ from enum import StrEnum
 
 import numpy as np
 
+from engine.intervals import wilson
 from loadtest.errors import Exit
 from loadtest.judge.canaries import SEPARABLE, References
 from loadtest.judge.correctness import Correctness
 from loadtest.judge.measures import Flags, Table, itl_percentile, latencies
-from loadtest.judge.statistics import needed, percentile, surely_above, surely_at_most, wilson
+from loadtest.judge.statistics import needed, percentile, surely_above, surely_at_most
 from loadtest.plan.requirements import LATENCIES, QUANTILES, Requirements
 
 _NOT_ALONE = "no request was sent alone: needs canaries"

@@ -43,9 +43,8 @@ class EngineReplica:
         self._fleet = fleet_of(self._spec)
         host = _own_address() if self._spec.allow_remote else "127.0.0.1"
         settings = engine_settings(self._spec, host, free_port(host))
-        settings["cache"] = str(
-            Path(settings["cache"]) / f"engine-{_rank()}"
-        )  # nobody else's, and there after a restart
+        # Nobody else's, and there after a restart.
+        settings["cache"] = str(Path(settings["cache"]) / f"engine-{_rank()}")
         self._drain_s = settings["drain_s"]
         self._child = ServerChild(settings, self._folder)
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)

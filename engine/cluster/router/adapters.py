@@ -22,7 +22,8 @@ from engine.cluster.fleet import Fleet, Link
 from engine.cluster.router.journey import Failure, error_info, judge
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
-from engine.errors import AdapterNotFound, NoReplica, NotEverywhere
+from engine.errors import AdapterNotFound, NoReplica, NotAllowedNow, NotEverywhere
+from engine.registry.aliases import version_before
 from engine.registry.names import CANARY, CURRENT, SHADOW
 from engine.server.boundary import Context
 
@@ -257,13 +258,12 @@ for _method in pb.DESCRIPTOR.services_by_name["AdapterService"].methods_by_name:
 
 
 def _before(found: pb.GetAdapterResponse, alias: str) -> Any:
-    """What the alias named before, if it is still there; else None, and the replica says what is wrong."""
-    named: list[str] = []
-    for change in found.history:
-        if change.alias == alias and change.version and (not named or named[-1] != change.version):
-            named.append(change.version)
-    wanted = named[-2] if len(named) > 1 else ""
-    return next((one for one in found.versions if one.version == wanted), None)
+    """What a rollback would go back to; None if there is nothing, and the replica says what is wrong."""
+    versions = {one.version: one for one in found.versions}
+    try:
+        return versions[version_before(found.adapter.name, alias, found.history, versions)]
+    except (AdapterNotFound, NotAllowedNow):
+        return None
 
 
 def _progress(detail: str, fraction: float) -> pb.Progress:

@@ -10,8 +10,7 @@ from prometheus_client.registry import Collector
 
 from engine.cluster.fleet import Fleet
 from engine.cluster.routing import Replica
-
-_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+from engine.server.metrics import SECONDS
 
 
 class RouterMetrics:
@@ -24,7 +23,7 @@ class RouterMetrics:
             "loraplex_router_calls", "gRPC calls, by method and status.", ["method", "code"], registry=r
         )
         self._seconds = Histogram(
-            "loraplex_router_call_seconds", "Length of calls.", ["method"], buckets=_SECONDS, registry=r
+            "loraplex_router_call_seconds", "Length of calls.", ["method"], buckets=SECONDS, registry=r
         )
         self._failovers = Counter(
             "loraplex_router_failovers", "Replicas that failed a request that went on elsewhere.", ["when"], registry=r

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from engine.intervals import wilson
 from engine.registry.manifest import Trial
-from engine.runtime.judgement import ENOUGH, LEAST, Tally, breach, larger, shortfall, wilson_lower
+from engine.runtime.judgement import ENOUGH, LEAST, Tally, Z, breach, larger, shortfall
 from engine.runtime.recent import Recent
 
 TRIAL = Trial(seconds=600, max_error_rate=0.02, max_ttft_ratio=1.5)
@@ -25,9 +26,9 @@ def tally(requests: int, failed: int = 0, ttft_s: float = 0.1, spread: float = 0
 
 def test_wilson_is_as_published() -> None:
     """The bound for 10 of 100 at 95 % (two-sided) is the textbook's 0.0552; none of any number is 0."""
-    assert wilson_lower(10, 100, 1.96) == pytest.approx(0.0552, abs=5e-4)
-    assert wilson_lower(0, 50) == 0.0
-    assert 0 < wilson_lower(1, 10) < 0.1
+    assert wilson(10, 100, 1.96)[0] == pytest.approx(0.0552, abs=5e-4)
+    assert wilson(0, 50, Z)[0] == 0.0
+    assert 0 < wilson(1, 10, Z)[0] < 0.1
 
 
 def test_u_is_as_published() -> None:

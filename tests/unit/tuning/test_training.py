@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.errors import NoSpace, TrainingFailed, WrongBase
+from engine.intervals import wilson
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import read_base
 from engine.tuning.advice import Evidence, advise
@@ -21,7 +22,6 @@ from engine.tuning.data import Row
 from engine.tuning.encoding import Example, encode
 from engine.tuning.estimate import read_shape, target_names
 from engine.tuning.heldout import score
-from engine.tuning.intervals import wilson
 from engine.tuning.learner import diverged, packing_is_sound
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder

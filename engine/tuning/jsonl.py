@@ -1,0 +1,35 @@
+"""Files with one JSON object a line: every line is read, and every bad one named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from engine.errors import InvalidRows
+
+T = TypeVar("T")
+
+
+class BadRow(Exception):
+    """A row cannot be used; the text says why."""
+
+
+def parsed(text: str, name: str, parse: Callable[[str, int], T], *, empty_fix: str | None = None) -> list[T]:
+    """What `parse` makes of each line and its number, blank ones left out; it raises BadRow.
+
+    Raises InvalidRows with all that is wrong with the file called `name`, or when it holds no rows.
+    """
+    rows: list[T] = []
+    wrong: list[tuple[int, str]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse(line, number))
+        except BadRow as error:
+            wrong.append((number, str(error)))
+    if wrong:
+        raise InvalidRows(name, wrong)
+    if not rows:
+        raise InvalidRows(name, [(1, "the file holds no rows")], fix=empty_fix)
+    return rows
