@@ -51,7 +51,6 @@ class Simulation:
     ) -> None:
         self._name = strategy
         self._model = model
-        self._traffic = traffic
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._ended: list[Job] = []
