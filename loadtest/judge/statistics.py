@@ -72,14 +72,6 @@ def needed(misses: int, share: float) -> int:
     return low
 
 
-def bootstrap(differences: Sequence[float], rounds: int = 4000, seed: int = 0) -> tuple[float, float]:
-    """A 95 % interval of the mean of paired differences, by resampling the pairs."""
-    values = np.asarray(differences, np.float64)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (rounds, len(values)))].mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
 def rising(at: Floats, values: Floats, least: float) -> bool:
     """Whether values climb: a least-squares slope more than four standard errors up, and by `least` over the whole span.
 
