@@ -35,8 +35,8 @@ def up(config: Path | None, **flags: Any) -> None:
       loraplex cluster up --config cluster.yaml --max-replicas 16
 
     Without --ray it starts Ray on this machine and stays until Ctrl-C. With
-    --ray it returns when all is up; running it again with other settings rolls
-    engines and routers one after the other.
+    --ray it returns when all is up. Running it again with other settings
+    replaces what runs: callers may be refused for a moment.
     """
     engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
     spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
@@ -89,7 +89,7 @@ def scale(
     name: Name = "loraplex",
     ray: RayAddress = "auto",
 ) -> None:
-    """Have more or fewer engines. Those that go finish their work first."""
+    """Have more or fewer engines. Ray may replace those that stay, too; what they have begun is finished first."""
     with _fleet(name, ray) as (fleet, get):
         from engine.cluster.ray.local import check_resources
 

@@ -1,4 +1,4 @@
-"""The Ray Serve application: engines and routers, placed, watched, scaled and rolled by Ray.
+"""The Ray Serve application: engines and routers, placed and watched by Ray.
 
     serve run engine.cluster.ray.application:build model=/models/llama registry=s3://adapters/prod replicas=4 allow_remote=true
 
