@@ -1,0 +1,1 @@
+"""The console: a page of static files, and the few calls that it makes."""

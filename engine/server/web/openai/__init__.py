@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API: its requests become ours, our answers become its."""
