@@ -1,0 +1,72 @@
+"""Work and changes for a long time: what grows, and what is left when all is quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine.client import AsyncClient
+from loadtest.bench import output
+from loadtest.bench.endurance.load import Load, goodput
+from loadtest.bench.endurance.overload import refusals
+from loadtest.bench.endurance.vitals import left_over, look, slope_mib_per_h, watched
+
+_SHARE = 0.7  # of what it can do
+_CHANGE_S = 5.0  # between changes
+_CALLERS = 64
+
+
+async def soak(
+    client: AsyncClient,
+    load: Load,
+    process: psutil.Process,
+    adapters: Sequence[tuple[str, Path]],
+    seconds: float,
+    warm_s: float,
+    step: output.Step,
+) -> dict[str, Any]:
+    """Seven tenths of what it can do for `seconds`, while versions of `adapters` come, are promoted, rolled back and go."""
+    with step(f"what it can do: {_CALLERS} callers for {warm_s:.0f} s"):
+        peak = goodput(await load.closed(_CALLERS, warm_s), warm_s)
+    await left_over(client)
+    began = look(process, 0.0)
+    changes = asyncio.create_task(_change(client, adapters))
+    try:
+        async with watched(process) as vitals:
+            with step(f"{_SHARE * peak:.1f} requests/s for {seconds:.0f} s"):
+                outcomes = await load.at_rate(_SHARE * peak, seconds)
+    finally:
+        changes.cancel()
+        (made,) = await asyncio.gather(changes, return_exceptions=True)
+    if isinstance(made, Exception):
+        raise made
+    left = await left_over(client)
+    ended = look(process, 0.0)
+    slope = slope_mib_per_h(vitals)
+    thousands_per_h = len(outcomes) / seconds * 3.6
+    return {
+        "peak_per_s": peak,
+        "requests": len(outcomes),
+        **refusals(outcomes),
+        "memory_mib": (began.memory_mib, ended.memory_mib),
+        "memory_mib_per_h": slope,
+        "memory_mib_per_1000_requests": slope / thousands_per_h if thousands_per_h else 0.0,
+        "files": (began.files, ended.files),
+        "left": left,
+    }
+
+
+async def _change(client: AsyncClient, adapters: Sequence[tuple[str, Path]]) -> None:
+    """Publish, promote, roll back, delete: the registry and the slots are as before after each turn."""
+    for name, folder in itertools.cycle(adapters):
+        version = (await client.adapters.publish(folder, name, notes="soak")).version
+        await asyncio.sleep(_CHANGE_S)
+        await client.adapters.promote(name, version)
+        await asyncio.sleep(_CHANGE_S)
+        await client.adapters.rollback(name)
+        await client.adapters.unload(f"{name}@{version}")
