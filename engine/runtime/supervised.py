@@ -142,7 +142,7 @@ class Supervised:
             await self._until_ready()
             if request.adapter and request.adapter.id not in self._loaded:
                 raise AdapterLost(request.adapter.ref)
-            seen = 0
+            life, seen = self._life, 0
             try:
                 async with aclosing(self._watched(request)) as deltas:
                     async for delta in deltas:
@@ -150,7 +150,7 @@ class Supervised:
                         yield delta
                 return
             except EngineDied as error:
-                dead = self._died()
+                dead = self._died(life)
                 problem: LoraplexError = error
             except NotFinite as error:
                 if request.adapter:
@@ -184,7 +184,7 @@ class Supervised:
                 with self._stall.working():
                     await self.engine.load_adapter(adapter, replaced)
             except EngineDied:
-                if run == _RUNS or not self._died():
+                if run == _RUNS or not self._died(life):
                     raise
                 replaced = None  # the engine that held it is dead
                 continue
@@ -204,16 +204,16 @@ class Supervised:
         self._settled.clear()
 
     async def _until_ready(self) -> None:
-        self._died()
+        self._died(self._life)
         await self._settled.wait()
         if self._for_good:
             raise EngineDied
 
-    def _died(self) -> bool:
-        """Whether the engine is dead; from now on everybody waits for the next one."""
+    def _died(self, life: int) -> bool:
+        """Whether the engine of that life is dead, or replaced already; if there is none, everybody waits for the next one."""
         if not self.engine.alive and not self._for_good:
             self._settled.clear()
-        return not self.engine.alive
+        return not self.engine.alive or life != self._life
 
     async def _watch(self) -> None:
         while not self._for_good:
@@ -221,7 +221,7 @@ class Supervised:
             if self._settled.is_set() and self._stall.noticed(self.engine.steps):
                 log.error("the engine hangs: it is replaced", seconds=self._stall.limit_s)
                 self._settled.clear()
-            if self._died() or not self._settled.is_set():
+            if self._died(self._life) or not self._settled.is_set():
                 await self._revive()
 
     async def _revive(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -134,8 +135,9 @@ async def test_what_was_seen_is_counted(engine: Supervised, mortal: Mortal) -> N
     assert died.value.tokens_sent == seen == 5
 
 
-async def test_what_can_be_taken_back_runs_again(engine: Supervised, mortal: Mortal) -> None:
-    """A request that can forget its tokens runs again, whole."""
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_can_be_taken_back_runs_again(engine: Supervised, mortal: Mortal, late: bool) -> None:
+    """A request that can forget its tokens runs again, whole; also if it hears of the death when the next engine is there."""
     forgotten = 0
     deltas = []
 
@@ -150,6 +152,7 @@ async def test_what_can_be_taken_back_runs_again(engine: Supervised, mortal: Mor
             deltas.append(delta)
             if len(deltas) == 4 and not forgotten:
                 mortal.die()
+                await until(lambda: not late or (mortal.starts == 2 and engine.ready))
     assert forgotten == 4
     assert Reply(deltas).text == "base heard: hello"
 
@@ -289,6 +292,31 @@ async def test_a_lost_adapter(
         await ask(engine, "hi", lost)
     assert engine.ready
     assert await text_of(generator, question_to(three[0])) == "a@v1 heard: hi"
+
+
+async def test_an_adapter_whose_files_do_not_come(
+    world: World,
+    generator: Generator,
+    engine: Supervised,
+    mortal: Mortal,
+    three: list[Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A restart waits for an adapter's files no longer than a load does; then the engine is there for all others."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    await generator.residency.preload(three[0])
+    (resident,) = generator.residency.residents()
+    assert resident.adapter
+    shutil.rmtree(resident.adapter.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "fetch", hang)
+        patch.setattr(generator.residency, "_load_timeout_s", 0.05)
+        mortal.die()
+        await until(lambda: mortal.starts == 2 and engine.ready)
+    assert generator.residency.residents() == []
 
 
 async def test_nan_of_an_adapter(
