@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from engine.errors import RegistryUnavailable
+from engine.errors import LoraplexError, RegistryUnavailable
 from engine.registry.manifest import FileEntry, Manifest
 from engine.registry.reader import Reader
 from engine.registry.signatures import verify
@@ -27,6 +27,8 @@ from engine.registry.worth import Rates
 T = TypeVar("T")
 
 _TEMPORARY = ".tmp-"
+_CHECKS = 2  # at once; each reads and hashes, which keeps a core busy
+_DOWNLOADS = 8  # at once; one that hangs keeps its place, but nobody from a copy that is there already
 
 
 class LocalCopies:
@@ -53,6 +55,9 @@ class LocalCopies:
         self._verified: set[str] = set()
         self._under_way: dict[str, asyncio.Task[Path]] = {}
         self._in_use: Counter[str] = Counter()
+        self._checks = asyncio.Semaphore(_CHECKS)
+        self._downloads = asyncio.Semaphore(_DOWNLOADS)
+        self._coming: dict[str, int] = {}  # bytes that are being downloaded, by digest
         _sweep(self._root)
 
     def __contains__(self, digest: str) -> bool:
@@ -74,14 +79,13 @@ class LocalCopies:
 
         Callers for one digest share one download. Raises CorruptVersion, RegistryUnavailable (a full disk included), Unsigned.
         """
-        digest = manifest.digest
-        task = self._under_way.get(digest)
-        if task is None:
-            task = asyncio.create_task(self._provide(manifest))
-            self._under_way[digest] = task
-            task.add_done_callback(lambda done: self._forget(digest, done))
-        # A caller that gives up must not take the download from the others.
-        return await asyncio.shield(task)
+        return await shared(manifest.ref, lambda: self._under_way.get(manifest.digest) or self._start(manifest))
+
+    def _start(self, manifest: Manifest) -> asyncio.Task[Path]:
+        task = asyncio.create_task(self._provide(manifest), name=manifest.ref)
+        self._under_way[manifest.digest] = task
+        task.add_done_callback(lambda done: self._forget(manifest.digest, done))
+        return task
 
     async def recheck(self, manifest: Manifest) -> Path:
         """As `get`, but read every byte again, although it was right before."""
@@ -107,20 +111,31 @@ class LocalCopies:
         folder = self._folder(manifest.digest)
         if manifest.digest in self._verified and await asyncio.to_thread(folder.is_dir):
             return folder
-        if not await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files)):
-            await self._make_room(manifest)
-            await self._download(manifest, folder)
+        async with self._checks:
+            whole = await _in_thread("checking a local copy", lambda: _is_whole(folder, manifest.files))
+        if not whole:
+            async with self._downloads:
+                await self._replace(manifest, folder)
         if self._signed_by:
             await asyncio.to_thread(verify, folder, self._signed_by, manifest.ref)
         self._verified.add(manifest.digest)
         return folder
 
-    async def _make_room(self, manifest: Manifest) -> None:
-        """Delete what is worth least until the version fits; if all is in use, it gets its room all the same."""
+    async def _replace(self, manifest: Manifest, folder: Path) -> None:
+        self._coming[manifest.digest] = manifest.size_bytes
+        try:
+            await self._make_room()
+            await self._download(manifest, folder)
+        finally:
+            del self._coming[manifest.digest]
+
+    async def _make_room(self) -> None:
+        """Delete what is worth least until all that is coming fits; if the rest is in use, it gets its room all the same."""
         if self._limit is None:
             return
+        coming = dict(self._coming)  # as of before the look, so that what arrives meanwhile is counted, and once
         sizes = await _in_thread("looking for room", self._sizes)
-        excess = sum(sizes.values()) + manifest.size_bytes - self._limit
+        excess = sum((coming | sizes).values()) - self._limit
         now = time.monotonic()
         for digest in sorted(sizes, key=lambda each: self._rates.worth(each, now)):  # cost and size go hand in hand
             if excess <= 0:
@@ -170,6 +185,18 @@ class LocalCopies:
             doomed = self._temporary()
             folder.rename(doomed / "copy")
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+async def shared(ref: str, work: Callable[[], asyncio.Task[T]]) -> T:
+    """The result of the task that `work` gives, which others wait for too and which is named after the version it is for."""
+    while True:
+        task = work()
+        try:
+            return await asyncio.shield(task)  # a caller that gives up must not take it from the others
+        except LoraplexError:
+            if task.get_name() == ref:
+                raise
+            # It was for another name with the same bytes: what became of those files says nothing about these.
 
 
 def _is_whole(folder: Path, files: tuple[FileEntry, ...]) -> bool:

@@ -75,6 +75,7 @@ class Catalog:
         self.last_error: LoraplexError | None = None
         self._registry = registry
         self._noted: set[str] = set()
+        self._gaps: dict[str, int | None] = {}  # the alias move that the latest listing lacked, by adapter
         self._adapters: dict[str, AdapterView] = {}
         self._subscriptions: set[Subscription] = set()
         self._refreshing = asyncio.Lock()
@@ -141,20 +142,29 @@ class Catalog:
 
     async def _read_all(self) -> dict[str, AdapterView]:
         damage: list[Trouble] = []
-        seen = await self._registry.survey()
-        views = await read_all(self._read(name, inventory, damage) for name, inventory in seen.items())
+        seen = dict.fromkeys(self._adapters, Inventory()) | await self._registry.survey()
+        views = await read_all(self._read(name, seen[name], damage) for name in sorted(seen))
+        if lost := [
+            view.manifests[v].ref for view in views for v in view.manifests if v not in _listed(seen[view.name])
+        ]:
+            error = CorruptVersion(lost[0], "the registry lists it no longer, though nobody has deleted it")
+            damage.append((f"what is not listed ({len(lost)} versions) stays as it was", error))
         self._note(damage)
         return {view.name: view for view in views if view.manifests}
 
     async def _read(self, name: str, inventory: Inventory, damage: list[Trouble]) -> AdapterView:
-        """Read an adapter's new versions and moves; what is known already never changes and is not read again."""
+        """Read an adapter's new versions and moves; what is known already never changes and is not read again.
+
+        Only its tombstone ends a version: a listing may be incomplete (storage that fails, a mount that is away).
+        """
         known = self._adapters.get(name, AdapterView(name))
-        manifests = dict(known.manifests)
-        versions = [f"v{number}" for number in inventory.published]
-        for manifest in await read_all(self._manifest(name, v, damage) for v in versions if v not in manifests):
+        gone = {f"v{number}" for number in inventory.deleted}
+        manifests = {version: manifest for version, manifest in known.manifests.items() if version not in gone}
+        new = _listed(inventory) - known.manifests.keys()
+        for manifest in await read_all(self._manifest(name, version, damage) for version in new):
             if manifest is not None:
                 manifests[manifest.version] = manifest
-        present = {version: manifests[version] for version in versions if version in manifests}
+        present = dict(sorted(manifests.items(), key=lambda each: int(each[0].removeprefix("v"))))
         return AdapterView(name, present, await self._history(known, inventory, damage))
 
     async def _manifest(self, name: str, version: str, damage: list[Trouble]) -> Manifest | None:
@@ -169,11 +179,23 @@ class Catalog:
     async def _history(
         self, known: AdapterView, inventory: Inventory, damage: list[Trouble]
     ) -> tuple[AliasChange, ...]:
-        new = inventory.moves - {change.sequence for change in known.history}
+        """The known moves and the new ones, in order: they are numbered without gaps.
+
+        Those after a gap wait for the next look, as the listing may have been incomplete; what is missing then is lost.
+        """
+        name = known.name
+        new = sorted(number for number in inventory.moves if number > known.last_move)
+        missing = next((want for want, number in enumerate(new, known.last_move + 1) if want != number), None)
+        if missing is not None:
+            error = CorruptVersion(name, f"alias move {missing} is not listed, though later ones are")
+            damage.append((f"aliases of {name} may be as they were before it", error))
+            if self._gaps.get(name) != missing:
+                new = [number for number in new if number < missing]
+        self._gaps[name] = missing
         try:
-            return (*known.history, *await self._registry.moves(known.name, new))
+            return (*known.history, *await self._registry.moves(name, new))
         except CorruptVersion as error:
-            damage.append((f"the aliases of {known.name} stay as they were", error))
+            damage.append((f"the aliases of {name} stay as they were", error))
             return known.history
 
     def _note(self, troubles: list[Trouble]) -> None:
@@ -188,6 +210,10 @@ class Catalog:
         for subscription in list(self._subscriptions):
             for event in events:
                 subscription.push(event)
+
+
+def _listed(inventory: Inventory) -> set[str]:
+    return {f"v{number}" for number in inventory.published}
 
 
 def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]) -> list[Event]:

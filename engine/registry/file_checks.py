@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from engine.errors import InvalidAdapter
 from engine.registry.manifest import FileEntry
 
@@ -62,9 +64,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
     try:
         # Not the bytes, which json would take in UTF-16 and UTF-32 as well: other readers do not.
-        content = json.loads(path.read_bytes().decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapter("json", name, "the file is not JSON", fix=fix) from error
+        text = path.read_bytes().decode()
+        from_json(text)  # stricter about nesting and Unicode: what it refuses could not be read back from a manifest
+        content = json.loads(text, object_pairs_hook=once)
+    except ValueError as error:
+        raise InvalidAdapter("json", name, "the file is not JSON, or nested too deeply", fix=fix) from error
     if not isinstance(content, dict):
         raise InvalidAdapter("json", name, "the file is not a JSON object", fix=fix)
     return content

@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from engine.registry.names import NAME
+
 ROOT = "adapters"
 MANIFEST = "manifest.json"
 CLAIM = ".claim"
 
-_VERSION_OBJECT = re.compile(rf"{ROOT}/([^/]+)/v([1-9][0-9]{{0,8}})/([^/]+)")
-_ALIAS_OBJECT = re.compile(rf"{ROOT}/([^/]+)/aliases/([0-9]{{8}})\.json")
-_TOMBSTONE = re.compile(rf"{ROOT}/([^/]+)/deleted/v([1-9][0-9]{{0,8}})\.json")
+_VERSION_OBJECT = re.compile(rf"{ROOT}/({NAME})/v([1-9][0-9]{{0,8}})/([^/]+)")
+_ALIAS_OBJECT = re.compile(rf"{ROOT}/({NAME})/aliases/([0-9]{{8}})\.json")
+_TOMBSTONE = re.compile(rf"{ROOT}/({NAME})/deleted/v([1-9][0-9]{{0,8}})\.json")
 
 
 @dataclass

@@ -14,7 +14,9 @@ CURRENT = "current"  # the alias that a bare adapter name means
 CANARY = "canary"  # the alias that may answer a share of what the bare name is asked
 SHADOW = "shadow"  # the alias that may be asked a copy of what the bare name is asked
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+NAME = r"[a-z0-9][a-z0-9._-]{0,62}"  # what an adapter may be called, as a regular expression
+
+_NAME = re.compile(NAME)
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 _VERSION_SHAPED = re.compile(r"v[0-9]+")

@@ -9,14 +9,23 @@ import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from engine.errors import InvalidAdapter, LoraplexError, RegistryUnavailable
+from engine.errors import CorruptVersion, InvalidAdapter, InvalidRequest, LoraplexError, RegistryUnavailable
 from engine.registry.layout import CLAIM, MANIFEST, adapter_folder, tombstone_file, version_file
-from engine.registry.manifest import FileEntry, Manifest
+from engine.registry.manifest import FileEntry, Manifest, decode_manifest
 from engine.registry.store import AlreadyThere, Missing, Store
 
 Progress = Callable[[str, float], None]
 
 _log = logging.getLogger(__name__)
+
+
+def check_readable(manifest: Manifest, field: str) -> None:
+    """Raise InvalidRequest about `field` unless the manifest can be written, and what is written can be read again."""
+    try:
+        decode_manifest(manifest.encode(), manifest.name, manifest.version)
+    except (ValueError, CorruptVersion) as error:
+        problem = "what is said about the version is nested too deeply, or is not valid Unicode"
+        raise InvalidRequest(field, problem) from error
 
 
 async def claim(store: Store, name: str, version: str) -> bool:

@@ -37,13 +37,12 @@ class Reader:
         self._store = store
 
     async def survey(self) -> dict[str, Inventory]:
-        """List the whole registry once: which versions and alias moves exist, by adapter."""
-        found = take_inventory(await self._store.list(ROOT))
-        return {name: inventory for name, inventory in sorted(found.items()) if inventory.published}
+        """List the whole registry once: which versions, alias moves and tombstones there are, by adapter."""
+        return take_inventory(await self._store.list(ROOT))
 
     async def list_names(self) -> list[str]:
         """Return the names of all adapters that have a version."""
-        return list(await self.survey())
+        return sorted(name for name, inventory in (await self.survey()).items() if inventory.published)
 
     async def versions(self, name: str) -> list[str]:
         """Return the adapter's versions, oldest first; none when there is no such adapter."""
@@ -157,4 +156,13 @@ async def read_all(reads: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         async with places:
             return await read
 
-    return await asyncio.gather(*(one(read) for read in reads))
+    begun = list(reads)
+    tasks = [asyncio.create_task(one(read)) for read in begun]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for read in begun:
+            read.close()  # Python warns of one that was never awaited, because the reader has left

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, NotAllowedNow, VersionExists, WrongBase
+from engine.errors import (
+    AdapterNotFound,
+    AliasMoved,
+    CorruptVersion,
+    InvalidRequest,
+    NotAllowedNow,
+    VersionExists,
+    WrongBase,
+)
 from engine.registry import publication
 from engine.registry.aliases import aliases_now, refuse_if_overtaken, standing
 from engine.registry.checks import CheckedAdapter
@@ -43,19 +52,17 @@ class Registry(Reader):
 
         Nothing answers differently afterwards, except that an adapter without a "current" version gets this one.
         The same files under the same version are no error: the version that exists is returned.
-        Raises VersionExists, RegistryUnavailable, and InvalidAdapter when the folder changed since its check.
+        Raises VersionExists, RegistryUnavailable, InvalidAdapter when the folder changed since its check, and InvalidRequest
+        when what is said about the version could not be read again.
         """
         check_name(name)
         digest = version_digest(checked.files)
         if version and (existing := await self._same_version(name, version, digest)):
             await self._ensure_current(name, existing.version, publisher)
             return existing
-        claimed = await self._claim(name, version, digest)
-        if isinstance(claimed, Manifest):
-            return claimed
-        manifest = Manifest(
+        draft = Manifest(
             name=name,
-            version=claimed,
+            version=version or "v1",  # until a number is claimed
             digest=digest,
             created_at=datetime.now(UTC),
             publisher=publisher,
@@ -70,13 +77,19 @@ class Registry(Reader):
             evaluation=evaluation if evaluation is not None else checked.run.get("evaluation"),
             warnings=checked.warnings,
         )
+        publication.check_readable(draft, "evaluation_json" if evaluation is not None else "")
+        claimed = await self._claim(name, version, digest)
+        if isinstance(claimed, Manifest):
+            return claimed
+        manifest = draft.model_copy(update={"version": claimed})
         await publication.upload(self._store, manifest, folder, progress)
         await self._ensure_current(name, manifest.version, publisher)
         return manifest
 
     async def delete_version(self, name: str, version: str) -> None:
-        """Withdraw a version for good; raises NotAllowedNow while an alias names it."""
-        await self.manifest(name, version)
+        """Withdraw a version for good, a damaged one too; raises NotAllowedNow while an alias names it."""
+        with suppress(CorruptVersion):
+            await self.manifest(name, version)
         await self._refuse_if_named(name, version)
         await publication.bury(self._store, name, version)
         try:

@@ -6,17 +6,19 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from engine.errors import BadConfiguration, RegistryUnavailable
+
+T = TypeVar("T")
 
 _CHUNK = 4 * 1024 * 1024
 # The defaults retry for three minutes: a caller would rather hear soon that the store is away.
@@ -48,6 +50,7 @@ class Store:
 
     def __init__(self, backend: ObjectStore) -> None:
         self._backend = backend
+        self._root = _Root(Path(backend.prefix)) if isinstance(backend, LocalStore) and backend.prefix else None
 
     @classmethod
     def open(cls, where: str | Path) -> Store:
@@ -67,17 +70,21 @@ class Store:
 
     async def get(self, path: str) -> bytes:
         """Read a whole object; raises Missing."""
-        async with self._reading(path):
+
+        async def read() -> bytes:
             answer = await obstore.get_async(self._backend, path)
             return bytes(await answer.bytes_async())
+
+        return await self._read(path, read)
 
     async def download(self, path: str, target: Path, limit: int) -> tuple[int, str]:
         """Write an object to the new file `target`; return its size and SHA-256.
 
         Raises Missing, and Oversized once it is longer than `limit` bytes.
         """
-        digest, size = hashlib.sha256(), 0
-        async with self._reading(path):
+
+        async def read() -> tuple[int, str]:
+            digest, size = hashlib.sha256(), 0
             answer = await obstore.get_async(self._backend, path)
             with await asyncio.to_thread(target.open, "xb") as file:
                 async for chunk in answer.stream(min_chunk_size=_CHUNK):
@@ -85,41 +92,20 @@ class Store:
                     if size > limit:
                         raise Oversized
                     await asyncio.to_thread(_append, file, digest, bytes(chunk))
-        return size, digest.hexdigest()
+            return size, digest.hexdigest()
+
+        return await self._read(path, read)
 
     async def create(self, path: str, data: bytes) -> None:
         """Write a new object, all or nothing; raises AlreadyThere when the path is taken."""
-        with _translated(f"writing {path}"):
+        async with self._steady(f"writing {path}"):
             await obstore.put_async(self._backend, path, data, mode="create", use_multipart=False)
 
     async def list(self, prefix: str) -> list[str]:
         """Return the paths of all objects in the folder `prefix` and below."""
-        with _translated(f"listing {prefix}"):
-            await self._require_root()
+        async with self._steady(f"listing {prefix}"):
             found = await obstore.list(self._backend, prefix).collect_async()
         return sorted(entry["path"] for entry in found)
-
-    async def list_folders(self, prefix: str) -> Iterable[str]:
-        """Return the names of the folders directly in the folder `prefix`."""
-        with _translated(f"listing {prefix}"):
-            found = await obstore.list_with_delimiter_async(self._backend, prefix)
-        return sorted(path.rpartition("/")[2] for path in found["common_prefixes"])
-
-    @asynccontextmanager
-    async def _reading(self, path: str) -> AsyncIterator[None]:
-        """Raises Missing only if the registry itself is there."""
-        try:
-            with _translated(f"reading {path}"):
-                yield
-        except Missing:
-            with _translated(f"reading {path}"):
-                await self._require_root()
-            raise
-
-    async def _require_root(self) -> None:
-        """A folder that was unmounted or removed would look like a registry whose adapters were all deleted."""
-        if isinstance(self._backend, LocalStore):
-            await asyncio.to_thread(_require_folder, self._backend)
 
     async def delete(self, paths: Iterable[str]) -> None:
         """Delete objects; those that do not exist are fine."""
@@ -130,14 +116,61 @@ class Store:
                 except FileNotFoundError:
                     continue
 
+    async def _read(self, path: str, read: Callable[[], Awaitable[T]]) -> T:
+        """Raises Missing only if the object is missing while the storage is there."""
+        try:
+            return await self._read_once(path, read)
+        except Missing:  # the storage may have been away at that moment, and be back
+            return await self._read_once(path, read)
+
+    async def _read_once(self, path: str, read: Callable[[], Awaitable[T]]) -> T:
+        try:
+            with _translated(f"reading {path}"):
+                return await read()
+        except Missing:
+            async with self._steady(f"reading {path}"):
+                raise
+
+    @asynccontextmanager
+    async def _steady(self, doing: str) -> AsyncIterator[None]:
+        """What is done in the block is done to one storage that is there all the time, or RegistryUnavailable is raised."""
+        with _translated(doing):
+            if self._root is None:
+                yield
+            else:
+                before = await asyncio.to_thread(self._root.identity)
+                yield
+                if await asyncio.to_thread(self._root.identity) != before:
+                    raise NotADirectoryError
+
+
+class _Root:
+    """The folder of a registry on disk. Unmounted or moved, it would look like one whose adapters were all deleted.
+
+    The walk of a listing goes by paths and passes over what is not there (any more), and a write makes the folders it needs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inhabited = False
+
+    def identity(self) -> tuple[int, int]:
+        """Which folder it is; raises NotADirectoryError when it is away, or empty though it was not (a bare mount point)."""
+        was_inhabited = self._inhabited  # before looking: another thread may see the first thing come meanwhile
+        try:
+            with os.scandir(self._path) as entries:
+                inhabited = any(entries)
+            found = self._path.stat()
+        except FileNotFoundError as error:
+            raise NotADirectoryError from error
+        if was_inhabited and not inhabited:
+            raise NotADirectoryError
+        self._inhabited = self._inhabited or inhabited
+        return found.st_dev, found.st_ino
+
 
 def _folder(path: Path) -> LocalStore:
     return LocalStore(path.expanduser().resolve(), mkdir=True)
-
-
-def _require_folder(store: LocalStore) -> None:
-    if store.prefix is not None and not Path(store.prefix).is_dir():
-        raise NotADirectoryError
 
 
 def _remote(url: str) -> ObjectStore:

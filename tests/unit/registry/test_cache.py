@@ -58,6 +58,35 @@ async def test_callers_share_one_download(registry: CountingRegistry, manifest: 
     assert found[0].name == manifest.digest.removeprefix("sha256:")
 
 
+async def test_so_many_downloads_at_once(
+    registry: CountingRegistry, make_checked: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait, except for copies that are there already."""
+    monkeypatch.setattr("engine.registry.cache._DOWNLOADS", 2)
+    versions = [await registry.publish(*make_checked(seed), name="support") for seed in range(4)]
+    copies, there = LocalCopies(tmp_path / "cache", registry), LocalCopies(tmp_path / "cache", registry)
+    await there.get(versions[3])
+    going = asyncio.Event()
+    fetch = registry.fetch
+
+    async def hang(manifest: Manifest, target: Path) -> None:
+        registry.fetched += 1
+        await going.wait()
+        await fetch(manifest, target)
+
+    monkeypatch.setattr(registry, "fetch", hang)
+    registry.fetched = 0
+    getting = [asyncio.create_task(copies.get(version)) for version in versions[:3]]
+    async with asyncio.timeout(5):
+        await copies.get(versions[3])
+        while registry.fetched < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert registry.fetched == 2
+        going.set()
+        assert len(set(await asyncio.gather(*getting))) == 3
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing", "extra"])
 async def test_a_damaged_copy_is_replaced(
     registry: CountingRegistry, manifest: Manifest, tmp_path: Path, damage: str

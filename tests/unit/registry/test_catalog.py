@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Callable
 
@@ -10,8 +11,9 @@ import pytest
 
 from engine.errors import AdapterNotFound, CorruptVersion, Overloaded, RegistryUnavailable
 from engine.registry.catalog import AliasMoved_, Catalog, Deleted, Published, Subscription
-from engine.registry.layout import MANIFEST, version_file
+from engine.registry.layout import MANIFEST, alias_file, version_file
 from engine.registry.names import AdapterRef
+from engine.registry.reader import read_all
 from engine.registry.registry import Registry
 from engine.registry.store import Store
 from engine.registry.subscription import MOST_EVENTS
@@ -25,6 +27,7 @@ class CountingStore(Store):
     reads = 0
     away = False
     unreadable = False
+    passes_over: str | None = None  # part of the paths that it does not list
 
     async def get(self, path: str) -> bytes:
         self.reads += 1
@@ -35,7 +38,8 @@ class CountingStore(Store):
     async def list(self, prefix: str) -> list[str]:
         if self.away:
             raise RegistryUnavailable("listing", "not reachable")
-        return await super().list(prefix)
+        found = await super().list(prefix)
+        return [path for path in found if self.passes_over is None or self.passes_over not in path]
 
 
 @pytest.fixture
@@ -200,3 +204,84 @@ async def test_closing_ends_the_wait(registry: Registry) -> None:
     listener.close()
     assert await task == []
     assert not catalog._subscriptions
+
+
+async def test_an_incomplete_listing_deletes_nothing(
+    registry: Registry, store: CountingStore, make_checked: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A version ends with its tombstone, not because a listing lacks it; what is lacking is told once."""
+    await publish(registry, make_checked)
+    second = await publish(registry, make_checked, 1)
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    lacking = ["support/v2/", ""]
+    for part in lacking:
+        store.passes_over = part
+        with catalog.subscribe() as listener, caplog.at_level(logging.WARNING):
+            await catalog.refresh()
+            await catalog.refresh()
+            assert await waiting(listener) == []
+        assert catalog.resolve(AdapterRef("support", "v2")) == second
+        assert isinstance(catalog.last_error, CorruptVersion)
+    assert len(caplog.records) == len(lacking)
+    store.passes_over = None
+    await registry.delete_version("support", "v2")
+    await catalog.refresh()
+    assert list(catalog.adapter("support").manifests) == ["v1"]
+    assert catalog.last_error is None
+
+
+async def test_a_move_that_one_listing_lacks(registry: Registry, store: CountingStore, make_checked: Make) -> None:
+    """No alias jumps over a move that is not listed; once it is, the moves count, and are told, in their order."""
+    for seed in range(3):
+        await publish(registry, make_checked, seed)
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    for version in ("v2", "v3"):
+        await registry.set_alias("support", "current", version)
+    first, second, third = await registry.history("support")
+    for view in (catalog, Catalog(registry)):
+        store.passes_over = alias_file("support", 2)
+        with view.subscribe() as listener:
+            await view.refresh()
+            assert view.adapter("support").history == (first,)
+            assert isinstance(view.last_error, CorruptVersion)
+            store.passes_over = None
+            await view.refresh()
+            told = [event for event in await waiting(listener) if isinstance(event, AliasMoved_)]
+        assert [event.change for event in told][-2:] == [second, third]
+        assert view.adapter("support").history == (first, second, third)
+        assert view.resolve(AdapterRef.parse("support")).version == "v3"
+        assert view.last_error is None
+
+
+async def test_a_move_that_is_lost(registry: Registry, store: CountingStore, make_checked: Make) -> None:
+    """A move that two listings lack holds up the later ones no longer: somebody has deleted it."""
+    for seed in range(3):
+        await publish(registry, make_checked, seed)
+    for version in ("v2", "v3"):
+        await registry.set_alias("support", "current", version)
+    first, _, third = await registry.history("support")
+    store.passes_over = alias_file("support", 2)
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    assert catalog.adapter("support").history == (first,)
+    for _ in range(2):
+        await catalog.refresh()
+        assert catalog.adapter("support").history == (first, third)
+
+
+async def test_a_reader_who_leaves() -> None:
+    """Reads that had not begun when their reader left are closed: Python would warn of each."""
+    never = asyncio.Event()
+
+    async def read() -> None:
+        await never.wait()
+
+    reads = [read() for _ in range(40)]  # more than are done at once
+    reader = asyncio.create_task(read_all(reads))
+    await asyncio.sleep(0.01)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert {inspect.getcoroutinestate(each) for each in reads} == {inspect.CORO_CLOSED}

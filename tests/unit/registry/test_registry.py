@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -22,6 +24,7 @@ from engine.errors import (
     RegistryUnavailable,
     VersionExists,
 )
+from engine.registry.catalog import Catalog
 from engine.registry.layout import MANIFEST, version_file
 from engine.registry.manifest import version_digest
 from engine.registry.names import AdapterRef
@@ -137,6 +140,38 @@ async def test_deleted_numbers_are_never_used_again(registry: Registry, make_che
     with pytest.raises(NotAllowedNow):
         await publish(registry, make_checked, 1, version="v2")
     assert (await publish(registry, make_checked, 3)).version == "v3"
+
+
+async def test_a_damaged_version_can_be_deleted(registry: Registry, store: Store, make_checked: Make) -> None:
+    """It goes for good, files and all, though its manifest cannot be read; not while an alias names it."""
+    for seed in range(2):
+        await publish(registry, make_checked, seed)
+    for version in ("v1", "v2"):
+        path = version_file("support", version, MANIFEST)
+        await store.delete([path])
+        await store.create(path, b"{}")
+    with pytest.raises(NotAllowedNow, match="support@current"):
+        await registry.delete_version("support", "v1")
+    await registry.delete_version("support", "v2")
+    assert await registry.versions("support") == ["v1"]
+    assert [path for path in await store.list("adapters/support/v2") if not path.endswith(".claim")] == []
+    with pytest.raises(AdapterNotFound):
+        await registry.delete_version("support", "v2")
+
+
+@pytest.mark.parametrize("evaluation", [220, 300, 2000, "\ud800"])
+async def test_what_could_not_be_read_again_is_refused(
+    registry: Registry, store: Store, make_checked: Make, evaluation: int | str
+) -> None:
+    """Such a manifest is not written, and no number is taken for it."""
+    value: Any = evaluation
+    for _ in range(evaluation if isinstance(evaluation, int) else 0):
+        value = {"a": value}
+    with pytest.raises(InvalidRequest, match="evaluation_json"):
+        await publish(registry, make_checked, evaluation={"a": value})
+    with pytest.raises(InvalidRequest, match="Unicode"):
+        await publish(registry, make_checked, notes="\ud800")
+    assert await store.list("adapters") == []
 
 
 async def test_racing_publishers_get_versions_of_their_own(registry: Registry, make_checked: Make) -> None:
@@ -445,19 +480,87 @@ async def test_a_vanished_folder_is_no_damaged_version(tmp_path: Path, make_chec
     assert await registry.manifest("support", "v1") == manifest
 
 
-async def test_foreign_objects_are_passed_over(registry: Registry, store: Store, make_checked: Make) -> None:
-    """Files that are not the registry's own do no harm."""
+async def test_a_folder_that_goes_in_the_middle(
+    tmp_path: Path, make_checked: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing or a write that the registry's folder did not outlast is no result: half of a walk says nothing."""
+    home, away = tmp_path / "registry", tmp_path / "away"
+    registry = Registry(Store.open(home))
     await publish(registry, make_checked)
+    plainly = {name: getattr(obstore, name) for name in ("list", "put_async")}
+
+    def moved_before(name: str) -> None:
+        def call(*given: Any, **named: Any) -> Any:
+            home.rename(away)
+            return plainly[name](*given, **named)
+
+        monkeypatch.setattr(obstore, name, call)
+
+    moved_before("list")
+    with pytest.raises(RegistryUnavailable):
+        await registry.list_names()
+    away.rename(home)
+    monkeypatch.undo()
+    moved_before("put_async")
+    with pytest.raises(RegistryUnavailable):
+        await registry.set_alias("support", "canary", "v1")
+    monkeypatch.undo()
+    shutil.rmtree(home)  # the write has made one
+    away.rename(home)
+    assert await registry.aliases("support") == {"current": "v1"}
+
+
+async def test_a_bare_mount_point_is_no_empty_registry(tmp_path: Path, make_checked: Make) -> None:
+    """Where something was there is nothing: neither is that a registry without adapters, nor a place to publish to."""
+    home = tmp_path / "registry"
+    registry = Registry(Store.open(home))
+    await publish(registry, make_checked)
+    home.rename(tmp_path / "away")
+    home.mkdir()
+    with pytest.raises(RegistryUnavailable):
+        await registry.list_names()
+    with pytest.raises(RegistryUnavailable):
+        await publish(registry, make_checked, 1)
+    assert not [*home.iterdir()]
+
+
+async def test_what_was_missing_for_a_moment(store: Store, make_checked: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that was away for one read and is back has lost nothing."""
+    registry = Registry(store)
+    manifest = await publish(registry, make_checked)
+    plainly, asked = obstore.get_async, []
+
+    async def get(backend: Any, path: str) -> Any:
+        asked.append(path)
+        if asked.count(path) == 1:
+            raise FileNotFoundError(path)
+        return await plainly(backend, path)
+
+    monkeypatch.setattr(obstore, "get_async", get)
+    assert await registry.manifest("support", "v1") == manifest
+
+
+async def test_foreign_objects_are_passed_over(registry: Registry, store: Store, make_checked: Make) -> None:
+    """Files that are not the registry's own do no harm, a copy under a name that none may have included."""
+    manifest = await publish(registry, make_checked)
     for path in ("adapters/README.md", "adapters/support/x/y", "adapters/support/v0/manifest.json", "adapters/n/v1/x"):
         await store.create(path, b"x")
+    for path in await store.list("adapters/support"):
+        await store.create(path.replace("support", "Support backup"), await store.get(path))
+    await store.create("adapters/Support backup/deleted/v2.json", b"{}")
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    assert catalog.last_error is None
+    assert list(catalog.adapters) == ["support"]
+    assert catalog.resolve(AdapterRef.parse("support")) == manifest
     assert await registry.list_names() == ["support"]
     assert await registry.versions("support") == ["v1"]
     assert await registry.versions("n") == []
 
 
 async def test_stores_open_by_folder_and_file_url(tmp_path: Path) -> None:
-    """A folder's path and its file:// URL are the same store; folders are listed by name."""
+    """A folder's path and its file:// URL are the same store."""
     await Store.open(tmp_path / "r").create("a/b/c", b"1")
     store = Store.open(f"file://{tmp_path}/r")
     assert await store.get("a/b/c") == b"1"
-    assert await store.list_folders("a") == ["b"]
+    assert await store.list("a") == ["a/b/c"]
