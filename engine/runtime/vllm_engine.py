@@ -37,6 +37,7 @@ from engine.runtime.engine import (
 from engine.runtime.structured import to_grammar
 from engine.runtime.tokens import check_token_ids
 from engine.runtime.vllm_resume import PROCESSOR, asked, tell
+from engine.vllm_plugin.precision import precision
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -62,6 +63,7 @@ class VllmEngine:
         self._not_finite: set[str] = set()  # running requests
         self.steps = 0
         self._copies = False  # whether adapters are copied into slots from prepared files, not read by vLLM
+        self._dtype: Any = None  # of the slots, the same in every life: adapters are prepared between two of them too
         # One more for the adapter that is loaded ahead. And one that stays empty: a full cache would make vLLM evict (and later
         # reload from disk, inside its step) on its own, and its own CPU kernels read the last slot for rows without an adapter.
         self._slots = settings.max_resident + 2
@@ -87,6 +89,8 @@ class VllmEngine:
         import vllm
 
         self._copies = all(await self._llm.collective_rpc("loraplex_can_copy"))
+        await self._llm.collective_rpc("loraplex_freeze")
+        self._dtype = self._llm.vllm_config.lora_config.lora_dtype
         config = self._llm.model_config
         self._tokenizer = self._llm.get_tokenizer()
         self._info = EngineInfo(
@@ -118,7 +122,8 @@ class VllmEngine:
             def log_engine_initialized(self) -> None:
                 """Nothing to announce: the server does."""
 
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=[LoadRecorder])
+        loggers: list[Any] = [LoadRecorder, _own_metrics()] if self._settings.engine_metrics else [LoadRecorder]
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=loggers)
         self._watch_numbers(self._llm.output_processor)
         self._tell_resumed(self._llm.output_processor)
 
@@ -151,7 +156,7 @@ class VllmEngine:
         _, tensors = check_base(self._folder)
         return {
             "model": str(self._folder),
-            "dtype": settings.dtype,
+            "dtype": precision(settings.dtype, on_cpu=on_cpu),
             "max_model_len": settings.context_length,
             "max_num_seqs": settings.max_running + 2,  # two probes beside all requests
             "tensor_parallel_size": settings.tensor_parallel,
@@ -169,6 +174,7 @@ class VllmEngine:
             # Fewer tokens per step than vLLM's 2,048: a CPU takes seconds for those, and start-up rehearses a full step.
             "max_num_batched_tokens": max(512, settings.max_running) if on_cpu else None,
             "disable_log_stats": True,
+            "otlp_traces_endpoint": settings.otlp_endpoint or None,
             "use_tqdm_on_load": False,
             "worker_extension_cls": "engine.vllm_plugin.worker.LoraplexWorker",
             "scheduler_cls": "engine.vllm_plugin.scheduler.ZeroingScheduler" if on_cpu else None,
@@ -236,10 +242,11 @@ class VllmEngine:
             raise EngineDied
         ids, params, rest = asked(request, _sampling_params(request.sampling))
         outputs = self._llm.generate(
-            tokens_input(ids),
+            tokens_input(ids, cache_salt=request.cache_salt or None),
             params,
             request.id,
             lora_request=_lora_request(request.adapter) if request.adapter else None,
+            trace_headers={"traceparent": request.trace} if request.trace else None,
         )
         first = True
         try:
@@ -272,9 +279,14 @@ class VllmEngine:
 
         from engine.vllm_plugin import prepared
 
-        helper = PEFTHelper.from_dict(json.loads(files[CONFIG]))
-        lora = self._llm.vllm_config.lora_config
-        prepared.write(files[WEIGHTS], lambda module: helper.get_rank_and_scaling(module)[1], lora.lora_dtype, target)
+        try:
+            helper = PEFTHelper.from_dict(json.loads(files[CONFIG]))
+            prepared.write(files[WEIGHTS], lambda module: helper.get_rank_and_scaling(module)[1], self._dtype, target)
+        except OSError:
+            raise  # of the disk, not of the adapter
+        except Exception as error:  # whatever vLLM, torch and safetensors raise
+            problem = "cannot be converted to the engine's precision"
+            raise InvalidAdapter("load", WEIGHTS, problem, fix="Publish the adapter as PEFT saves it.") from error
 
     async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
         """Copy the adapter into a slot, within one pause of the engine; where that is not possible, have vLLM read it."""
@@ -331,6 +343,27 @@ class VllmEngine:
             task.cancel()
 
 
+def _own_metrics() -> Any:
+    """The metrics of vLLM itself, which it puts into prometheus_client's registry, without the one whose labels are unbounded.
+
+    `vllm:lora_requests_info` has the names of all adapters in a step as one label: a new series for each mixture.
+    """
+    from prometheus_client import REGISTRY
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class OwnMetrics(PrometheusStatLogger):  # type: ignore[misc]
+        """Bounded labels only."""
+
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            unbounded: Any = self.gauge_lora_info  # type: ignore[has-type]
+            if unbounded is not None:
+                REGISTRY.unregister(unbounded)
+                self.gauge_lora_info = None
+
+    return OwnMetrics
+
+
 def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
     return InvalidAdapter("load", adapter.ref, "vLLM refuses to load it", fix="See the server's log.")
 
@@ -350,6 +383,8 @@ def _prepare_environment(settings: Settings) -> None:
     os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
     os.environ[vllm_plugin.ORPHANS_END] = "1"
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+    if settings.otlp_endpoint:
+        os.environ.setdefault("OTEL_SERVICE_NAME", "loraplex")  # of vLLM's own spans
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

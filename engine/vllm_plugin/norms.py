@@ -7,6 +7,8 @@ takes six to nine small torch operators for each of a model's normalisations. Im
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor
 from vllm import ir
@@ -16,14 +18,17 @@ current_platform.import_kernels()
 
 PROVIDER = "loraplex"
 _VECTOR = 16  # elements: the kernels take whole vectors alone
+# Without instructions for it, vLLM's C++ (csrc/cpu/cpu_types_x86.hpp) cuts bfloat16 off instead of rounding it.
+ROUNDS = platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported()
 
 
 def takes(x: Tensor, weight: Tensor | None, variance_size: int | None) -> bool:
-    """Whether the kernels compute this: one type, whole rows without gaps, the mean taken over all of a row."""
+    """Whether the kernels compute this, and well: one type, whole rows without gaps, the mean taken over all of a row."""
     return (
         variance_size is None
         and weight is not None
         and weight.dtype == x.dtype
+        and (ROUNDS or x.dtype != torch.bfloat16)
         and x.shape[-1] % _VECTOR == 0
         and x.is_contiguous()
     )

@@ -23,10 +23,11 @@ def write(weights: bytes, scale_of: Callable[[str], float], dtype: Any, target: 
     `scale_of` is told a module as PEFT names it, without "base_model.model.".
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load, save_file
 
     pairs: dict[str, list[Any]] = {}
-    for name, tensor in load(weights).items():
+    for name, tensor in sorted(load(weights).items()):  # safetensors gives them in another order each time
         module, side = name.removesuffix(".weight").rsplit(".", 1)
         pairs.setdefault(module.removeprefix("base_model.model."), [None, None])[_SIDES[side]] = tensor.to(dtype)
     places: dict[str, Place] = {}
@@ -36,7 +37,11 @@ def write(weights: bytes, scale_of: Callable[[str], float], dtype: Any, target: 
         places[module] = (a.shape[0], a.shape[1], b.shape[0], end)
         parts += [a.reshape(-1), (b if scale == 1 else b * scale).reshape(-1)]
         end += a.numel() + b.numel()
-    save_file({_DATA: torch.cat(parts)}, target, {_MODULES: json.dumps(places, separators=(",", ":"))})
+    metadata = {_MODULES: json.dumps(places, separators=(",", ":"))}
+    try:
+        save_file({_DATA: torch.cat(parts)}, target, metadata)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OSError(str(error)) from error
 
 
 def read(path: str) -> tuple[Any, dict[str, Place]]:

@@ -7,6 +7,7 @@ more ranks or layers. What was measured: docs/residency.md.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,15 @@ class LoraplexWorker:
     """Mixed into vLLM's worker class by `worker_extension_cls`; the server calls it through `collective_rpc`."""
 
     model_runner: Any
+
+    def loraplex_freeze(self) -> None:
+        """Let Python's garbage collector pass over all that the start has made.
+
+        A full collection looks at every object there is, 0.6 s in which nobody gets a token, and loading adapters brings it
+        about again and again. vLLM does the same in its engine's process and its GPU workers, not in its CPU worker.
+        """
+        gc.collect()
+        gc.freeze()
 
     def loraplex_can_copy(self) -> bool:
         """Whether every layer with slots is of the plain kind: whole on this device, one slot tensor for each part."""
