@@ -10,11 +10,14 @@ import typer
 from loadtest.bench import output
 from loadtest.bench.adapters.command import adapters
 from loadtest.bench.child import ContenderDied
+from loadtest.bench.endurance.command import endurance
 from loadtest.bench.eviction import eviction
 from loadtest.bench.frontend.command import frontend
+from loadtest.bench.identity import identity
 from loadtest.bench.memory import memory
 from loadtest.bench.profile import profile
 from loadtest.bench.residency.command import residency
+from loadtest.bench.router.affinity import affinity
 from loadtest.bench.router.command import router
 from loadtest.bench.tuning.command import tuning
 
@@ -25,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PARTS = (adapters, frontend, memory, profile, residency, eviction, router, tuning)
+PARTS = (adapters, frontend, identity, memory, profile, residency, eviction, router, affinity, tuning, endurance)
 for part in PARTS:
     app.command()(part)
 
@@ -35,7 +38,7 @@ def everything(
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,
 ) -> None:
-    """All parts as they are without options, one after the other: about 50 minutes on two cores.
+    """All parts as they are without options, one after the other: about an hour and a half on two cores.
 
     Examples:
       make bench ARGS="all"

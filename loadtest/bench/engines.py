@@ -12,6 +12,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from engine.vllm_plugin.precision import precision
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 TARGETS = {"attention": ATTENTION, "all-linear": ALL_LINEAR}
@@ -59,7 +61,7 @@ class EngineSpec:
         """Arguments of vLLM's AsyncEngineArgs. One slot more than adapters, as the server has it."""
         args: dict[str, Any] = {
             "model": self.model,
-            "dtype": self.dtype,
+            "dtype": precision(self.dtype, on_cpu=on_cpu),
             "max_num_seqs": self.max_running,
             "enable_prefix_caching": self.prefix_cache,
             "disable_log_stats": True,

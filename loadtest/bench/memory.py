@@ -145,7 +145,7 @@ def memory(
     slots: Annotated[str | None, typer.Option(metavar="LIST", help="Adapters at once, such as 8,32.")] = None,
     ranks: Annotated[str | None, typer.Option(metavar="LIST", help="Largest ranks, such as 16,64.")] = None,
     targets: Annotated[str, typer.Option(help=f"Layers with slots: {' or '.join(TARGETS)}.")] = "all-linear",
-    dtype: Annotated[str, typer.Option(help="Precision to compute in, as vLLM says it; auto: the model's.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision to compute in, as vLLM says it; auto: as serve.")] = "auto",
     kv_cache_gib: Annotated[int, typer.Option(min=1, help="Memory for the key-value cache on a CPU.")] = 1,
     model: output.Model = output.DEFAULT_MODEL,
     report: output.Report = output.DEFAULT_REPORT,

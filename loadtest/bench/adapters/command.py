@@ -40,7 +40,7 @@ def adapters(
     ] = "4,16",
     rounds: Annotated[int, typer.Option(min=1, help="Counted rounds; one more comes before them.")] = 3,
     tokens: Annotated[int, typer.Option(min=5, help="Tokens of an answer in decode and mixed work.")] = 16,
-    dtype: Annotated[str, typer.Option(help="Precision to compute in, as vLLM says it; auto: the model's.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision to compute in, as vLLM says it; auto: as serve.")] = "auto",
     kv_cache_gib: Annotated[int, typer.Option(min=1, help="Memory for each engine's key-value cache on a CPU.")] = 1,
     gpu_share: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Of a GPU's memory, for each engine; default: alike for all.")

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.vllm_plugin.precision import precision
 from loadtest.bench.adapters.plan import BETWEEN_BASES, PEFT, Entry, Stage
 from loadtest.bench.adapters.weights import make_adapters
 from loadtest.bench.child import Running, start_module
-from loadtest.bench.engines import CONTENDER, TARGETS, EngineSpec, tensor_shapes
+from loadtest.bench.engines import CONTENDER, TARGETS, EngineSpec, on_cpu, tensor_shapes
 
 _ALONE_MOST = 2  # requests sent one at a time: more of them only take longer
 Step = Callable[[str], AbstractContextManager[object]]
@@ -74,7 +75,11 @@ class Contest:
     async def _contender(self, name: str, entry: Entry, adapters: list[str]) -> tuple[Running, dict[str, Any]]:
         same = self.conditions
         if entry.contender in PEFT:
-            arguments: dict[str, Any] = {"model": str(same.model), "dtype": same.dtype, "adapters": adapters}
+            arguments: dict[str, Any] = {
+                "model": str(same.model),
+                "dtype": precision(same.dtype, on_cpu=on_cpu()),
+                "adapters": adapters,
+            }
             module, environment = "loadtest.bench.adapters.peft_contender", {"HF_HUB_OFFLINE": "1"}
         else:
             engine = EngineSpec(

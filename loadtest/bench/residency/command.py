@@ -50,9 +50,9 @@ class Run:
         """The most popular adapters."""
         return [name_of(number) for number in range(1, count + 1)]
 
-    async def watch(self, *groups: Group) -> list[Window]:
-        """One window of these callers."""
-        return await watch(groups, self.seconds, self.settle_s, seed=next(self._seeds))
+    async def watch(self, *groups: Group, settle: float = 1.0) -> list[Window]:
+        """One window of these callers, after `settle` times the usual time."""
+        return await watch(groups, self.seconds, settle * self.settle_s, seed=next(self._seeds))
 
     async def cliff(self) -> None:
         """Throughput with ever more adapters, each point between two of the load whose adapters all fit."""
@@ -178,7 +178,9 @@ class Run:
             for round_ in range(self.rounds):
                 with self.step(f"a tenant that sends ten times its share, round {round_ + 1}"):
                     before, after = [
-                        (await self.watch(*_tenants(targets, self.names(5), share, times)))[1:] for times in (1, 10)
+                        # All callers begin at once: what counts is what becomes of it when that is over.
+                        (await self.watch(*_tenants(targets, self.names(5), share, times), settle=4))[1:]
+                        for times in (1, 10)
                     ]
                     p95 = [statistics.mean(seen.ttft(95) for seen in windows) for windows in (before, after)]
                     rounds.append(
@@ -262,14 +264,13 @@ def residency(
 
 
 def _chart(found: dict[str, Any], about: dict[str, Any], path: Path) -> Path:
-    lines = {
-        "Loraplex": {
-            n: statistics.median(each["ratio"] for each in rounds) for n, rounds in found.get("cliff", {}).items()
-        },
-        "vLLM alone": {n: point["ratio"] for n, point in found.get("stock", {}).items()},
-    }
-    fitting = {SLOTS: 1.0}
-    per_slot = {name: {n / SLOTS: y for n, y in (fitting | points).items()} for name, points in lines.items() if points}
+    cliff = found.get("cliff", {})
+    ours = {n: statistics.median(each["tokens_per_s"] for each in rounds) for n, rounds in cliff.items()}
+    if cliff:
+        ours[SLOTS] = statistics.median(each["fitting_tokens_per_s"] for rounds in cliff.values() for each in rounds)
+    stock = {n: point["tokens_per_s"] for n, point in found.get("stock", {}).items()}
+    lines = {name: points for name, points in (("Loraplex", ours), ("vLLM alone", stock)) if points}
+    per_slot = {name: {n / SLOTS: y for n, y in points.items()} for name, points in lines.items()}
     footnote = f"{about['callers']} callers, Zipf 1.0, {SLOTS} slots, {about['model']}, {about['machine']['cpu']}"
     return draw(per_slot, footnote, path)[0]
 

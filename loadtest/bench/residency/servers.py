@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from engine.client import AsyncClient
 from loadtest.bench.adapters.weights import make_adapter
@@ -35,7 +36,9 @@ def folders(root: Path, model: Path, count: int) -> list[Path]:
 
 
 @asynccontextmanager
-async def loraplex(model: Path, root: Path, scratch: Path, **settings: object) -> AsyncIterator[str]:
+async def loraplex(
+    model: Path, root: Path, scratch: Path, environment: Mapping[str, str] = MappingProxyType({}), **settings: object
+) -> AsyncIterator[str]:
     """`loraplex serve` on the registry and cache below `root`, for the time of the block; gives its address."""
     port = free_port()
     flags = {
@@ -47,7 +50,7 @@ async def loraplex(model: Path, root: Path, scratch: Path, **settings: object) -
     for flag, value in flags.items():
         flag = flag.replace("_", "-")
         command += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}={value}"]
-    running = await start("loraplex serve", command, {}, scratch, piped=False)
+    running = await start("loraplex serve", command, environment, scratch, piped=False)
     try:
         async with AsyncClient(f"127.0.0.1:{port}") as client:
             ready = asyncio.create_task(client.wait_ready(timeout_s=_START_S))

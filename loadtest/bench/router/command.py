@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -25,12 +24,13 @@ import uvloop
 from rich.table import Table
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
-from engine.client import AsyncClient
 from loadtest.bench import output
-from loadtest.bench.child import Running, free_port, run_until_signal, start, start_module
+from loadtest.bench.child import run_until_signal, start_module
 from loadtest.bench.machine import machine
+from loadtest.bench.router.process import NAME as ROUTER
+from loadtest.bench.router.process import start_router
 
-DIRECT, ROUTER, RAY = "replica alone", "loraplex router", "Ray Serve gRPC proxy"
+DIRECT, RAY = "replica alone", "Ray Serve gRPC proxy"
 _STREAM = "/loraplex.v1.GenerationService/GenerateStream"
 
 
@@ -78,26 +78,13 @@ class Way:
         return sum(self.process.cpu_times()[:2]) if self.process else 0.0
 
 
-async def _start_router(port: int, scratch: Path) -> Running:
-    own = free_port()
-    command = [
-        sys.executable, "-m", "engine.cli", "router", "--replicas", f"127.0.0.1:{port}", "--port", str(own),
-        "--http-port", "0", "--log-level", "warning",
-    ]  # fmt: skip
-    running = await start(ROUTER, command, {}, scratch, piped=False)
-    running.port = own
-    async with AsyncClient(f"127.0.0.1:{own}") as client:
-        await client.wait_ready(timeout_s=60)
-    return running
-
-
 async def contest(rounds: int, streams: int, tokens: int, with_ray: bool) -> dict[str, Any]:
     """Start all ways, let them take turns, and return the medians over the rounds by way."""
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraplex-router-")))
         replica, facts = await start_module(DIRECT, "loadtest.bench.router.server", {}, {}, scratch)
         stack.push_async_callback(replica.stop)
-        router = await _start_router(facts["port"], scratch)
+        router = await start_router([f"127.0.0.1:{facts['port']}"], scratch)
         stack.push_async_callback(router.stop)
         targets: dict[str, tuple[int, psutil.Process | None]] = {
             DIRECT: (facts["port"], None),

@@ -17,6 +17,9 @@ from typing import Any
 
 import yaml
 
+from engine.vllm_plugin.precision import precision
+from loadtest.bench.engines import on_cpu
+
 EXAMPLES = Path("examples")
 _ADAPTERS = ("support/v1", "support/v2", "legal/v1", "code/v1")
 _LORAPLEX = [sys.executable, "-m", "engine.cli"]
@@ -147,7 +150,7 @@ def evaluated(bench: Bench, rows: int, port: int) -> dict[str, Any]:
         ours = bench.loraplex("eval", *names, suite, "--alone", "--no-keep", "--max-tokens", "16", "--server", target)
     theirs = bench.module(
         "generate_by_hand", model=str(bench.model), adapters=folders, rows=[str(suite)] * 4, count=rows, max_tokens=16,
-        dtype="bfloat16",
+        dtype=precision("auto", on_cpu=on_cpu()),
     )  # fmt: skip
     return {"requests": 4 * rows, "loraplex_s": ours["seconds"], "peft_s": theirs["seconds"],
             "ratio": theirs["seconds"] / ours["seconds"]}  # fmt: skip

@@ -19,7 +19,20 @@ from loadtest.bench.memory import Cost, table, to_json
 from loadtest.bench.profile import OUTSIDE, read_trace, summarize
 from loadtest.bench.profile import table as profile_table
 
-PARTS = ("adapters", "frontend", "memory", "profile", "residency", "eviction", "router", "tuning", "all")
+PARTS = (
+    "adapters",
+    "frontend",
+    "identity",
+    "memory",
+    "profile",
+    "residency",
+    "eviction",
+    "router",
+    "affinity",
+    "tuning",
+    "endurance",
+    "all",
+)
 COMMAND: Any = get_command(app)
 
 
