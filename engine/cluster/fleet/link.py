@@ -5,41 +5,28 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from grpc import aio
+from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc
+from engine.cluster.fleet.access import NO_ACCESS, Access
 from engine.cluster.routing import Replica
 
 _FAILURES = 3  # in a row, from which on a replica that says it is well is not believed
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
-OPTIONS = (
-    ("grpc.enable_retries", 0),  # the router retries, elsewhere
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A peer that vanished without a word is noticed after this long, and its streams go on elsewhere.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
 
 class Link:
     """One replica. Its `replica` is what the routing knows of it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access = NO_ACCESS) -> None:
         self.address = address
+        self.own = access.metadata  # for calls of the router's own
         self.replica = Replica(address)
         self.reachable = False  # by the latest look
         self.silent = 0  # looks in a row that had no answer
         self.calls: set[aio.Call] = set()  # under way
-        self.channel = aio.insecure_channel(address, OPTIONS)
-        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
+        self.channel = access.channel(address)
+        self._adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
         self._methods: dict[str, Any] = {}
         self._failures = 0
         self._pause_s = _PAUSE_S
@@ -61,6 +48,14 @@ class Link:
         if method not in self._methods:
             self._methods[method] = self.channel.unary_stream(method)
         return self._methods[method]
+
+    def adapter_call(self, method: str, request: Any, **options: Any) -> Any:
+        """A call of AdapterService. Raises AioRpcError (UNAVAILABLE) when the replica has left the fleet meanwhile."""
+        try:
+            return getattr(self._adapters, method)(request, **options)
+        except aio.UsageError as error:  # its channel is closed
+            nothing = aio.Metadata()
+            raise aio.AioRpcError(StatusCode.UNAVAILABLE, nothing, nothing, "it has left the fleet") from error
 
     def succeeded(self) -> None:
         """A request was answered."""

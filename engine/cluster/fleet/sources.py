@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator, Iterable, Set
 from pathlib import Path
 from typing import Protocol
 
 import structlog
-import yaml
 
+from engine.config import read_yaml
 from engine.errors import BadConfiguration
 
 log = structlog.get_logger(__name__)
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 _LOOK_S = 0.5  # between looks at the file
+_ASK_S = 2.0  # between questions to the DNS
 
 
 class Source(Protocol):
@@ -59,13 +61,40 @@ class FileSource:
             await asyncio.sleep(_LOOK_S)
 
     def _read(self) -> frozenset[str]:
-        try:
-            content = yaml.safe_load(self._path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise BadConfiguration(f"cannot read {self._path.name}: {type(error).__name__}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("replicas"), list):
+        content = read_yaml(self._path)
+        if not isinstance(content.get("replicas"), list):
             raise BadConfiguration(f"{self._path.name} must hold `replicas:` and a list of host:port")
         return frozenset(checked(content["replicas"], self._path.name))
+
+
+class DnsSource:
+    """A DNS name (name:port) whose addresses are the replicas, such as a headless Service of Kubernetes; asked every 2 s."""
+
+    def __init__(self, address: str) -> None:
+        name, _, port = checked([address], "replicas")[0].rpartition(":")
+        self._name, self._port = name, int(port)
+
+    async def watch(self) -> AsyncIterator[Set[str]]:
+        """What the name stands for; nothing until it stands for something."""
+        known: Set[str] | None = None
+        while True:
+            try:
+                found = await self._resolve()
+            except OSError as error:
+                log.debug("the replicas' name has no address", name=self._name, problem=str(error))
+                found = known or frozenset()
+            if found != known:
+                known = found
+                yield known
+            await asyncio.sleep(_ASK_S)
+
+    async def _resolve(self) -> Set[str]:
+        loop = asyncio.get_running_loop()
+        entries = await loop.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
+        return frozenset(
+            f"[{address[0]!s}]:{self._port}" if family == socket.AF_INET6 else f"{address[0]!s}:{self._port}"
+            for family, _, _, _, address in entries
+        )
 
 
 def checked(addresses: Iterable[object], where: str) -> list[str]:

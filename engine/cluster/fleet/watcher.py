@@ -17,6 +17,7 @@ import structlog
 from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
+from engine.cluster.fleet.access import NO_ACCESS, Access
 from engine.cluster.fleet.link import Link
 from engine.cluster.fleet.sources import Source
 from engine.cluster.routing import Chooser, Replicas, Report
@@ -35,8 +36,9 @@ _FINISH_S = 3600.0  # for what runs on a replica that was taken off the list
 class Fleet:
     """Links to all replicas, and what the routing knows of them."""
 
-    def __init__(self, source: Source, poll_s: float = 0.25, name: str = "") -> None:
+    def __init__(self, source: Source, poll_s: float = 0.25, name: str = "", access: Access = NO_ACCESS) -> None:
         self._source = source
+        self.access = access
         self._name = name
         self._poll_s = poll_s
         self.links: dict[str, Link] = {}
@@ -48,7 +50,7 @@ class Fleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._source_task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
-        self._bases: dict[tuple[str, str], str] = {}
+        self._bases: dict[str, str] = {}
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -105,20 +107,21 @@ class Fleet:
         costs = self.chooser.costs
         self.chooser.costs = replace(costs, hold_s=costs.hold_s + _MEMORY * (seconds - costs.hold_s))
 
-    def base_of(self, adapter: str, version: str = "") -> str:
-        """The base that an adapter is known to need; empty if nobody has said so yet."""
-        return self._bases.get((adapter, version), "")
+    def base_of(self, adapter: str) -> str:
+        """The base that an adapter, by the whole name that requests use, was last known to need; empty if nobody said so."""
+        return self._bases.get(adapter, "")
 
-    def learn_base(self, adapter: str, version: str, base: str) -> None:
-        """A replica refused an adapter because it needs this base."""
+    def learn_base(self, adapter: str, base: str) -> None:
+        """A replica refused an adapter because it needs this base; "": what was known holds no longer."""
         if len(self._bases) >= _MOST_BASES:
             self._bases.clear()
-        self._bases[adapter, version] = base
+        self._bases[adapter] = base
 
     async def refresh(self, link: Link, adapter: str) -> bool:
         """Have a replica look into the registry for what is new about an adapter; whether it could."""
         try:
-            await link.adapters.GetAdapter(adapters_pb2.GetAdapterRequest(name=adapter), timeout=_TIMEOUT_S)
+            request = adapters_pb2.GetAdapterRequest(name=adapter)
+            await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
         except aio.AioRpcError:
             return False
         return True
@@ -132,8 +135,10 @@ class Fleet:
         """Ask a replica how it is."""
         sent = link.replica.sent
         try:
-            data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S)
-        except aio.AioRpcError:
+            data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S, metadata=link.own)
+        except aio.AioRpcError as error:
+            if link.reachable or not link.silent:
+                log.warning("a replica does not say how it is", address=link.address, why=_words(error))
             link.reachable = False
             link.silent += 1
             if link.silent == _GIVE_UP:
@@ -175,7 +180,7 @@ class Fleet:
 
     async def _adopt(self, addresses: Set[str]) -> None:
         for address in addresses - self.links.keys():
-            link = self.links[address] = Link(address)
+            link = self.links[address] = Link(address, self.access)
             link.replica.trusted = False  # until it has answered
             self.replicas.add(link.replica)
             self._tasks[address] = asyncio.create_task(self._poll(link))
@@ -191,6 +196,10 @@ class Fleet:
         while True:
             await self.look(link)
             await asyncio.sleep(self._poll_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that routers do not ask in step
+
+
+def _words(error: aio.AioRpcError) -> str:
+    return f"{error.code().name}, {error.details()}"
 
 
 def to_report(engine: engine_pb2.GetEngineResponse) -> Report:

@@ -19,6 +19,7 @@ import yaml
 
 import engine
 from engine.api.loraplex.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, engine_pb2_grpc
+from engine.client.credentials import Credentials
 from engine.server.app import END_WITH_PARENT
 
 _LOOK_S = 0.2
@@ -73,7 +74,10 @@ class ServerChild(Child):
     def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
         super().__init__("serve", settings, folder)
         self.address = f"{settings['host']}:{settings['port']}"
-        self._channel = grpc.insecure_channel(self.address)
+        known_by = Credentials.from_environment()  # of this node, if its servers ask who calls
+        tls = known_by.channel()
+        self._channel = grpc.secure_channel(self.address, tls) if tls else grpc.insecure_channel(self.address)
+        self._metadata = known_by.metadata(self.address)
         self._engine = engine_pb2_grpc.EngineServiceStub(self._channel)
         self._adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
 
@@ -90,13 +94,16 @@ class ServerChild(Child):
 
     def look(self) -> engine_pb2.GetEngineResponse:
         """How it is. Raises grpc.RpcError."""
-        found: engine_pb2.GetEngineResponse = self._engine.GetEngine(engine_pb2.GetEngineRequest(), timeout=_CALL_S)
+        found: engine_pb2.GetEngineResponse = self._engine.GetEngine(
+            engine_pb2.GetEngineRequest(), timeout=_CALL_S, metadata=self._metadata
+        )
         return found
 
     def preload(self, ref: str) -> bool:
         """Load an adapter before anybody asks for it; whether it worked."""
         try:
-            list(self._adapters.PreloadAdapter(adapters_pb2.PreloadAdapterRequest(adapter=ref), timeout=60))
+            asked = adapters_pb2.PreloadAdapterRequest(adapter=ref)
+            list(self._adapters.PreloadAdapter(asked, timeout=60, metadata=self._metadata))
         except grpc.RpcError:
             return False
         return True

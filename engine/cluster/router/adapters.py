@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
-from grpc import aio
+from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
@@ -29,6 +29,7 @@ from engine.server.boundary import Context
 
 log = structlog.get_logger(__name__)
 
+_ABOUT_CALLER = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
 _LOAD_S = 120.0  # for loading and probing a version on one replica
 
 
@@ -52,9 +53,12 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             yield message
 
     async def PublishAdapter(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        """To one replica, then known to all."""
-        link = self._any()
-        async with Upload(link.address, requests, passed_on(context)) as responses:
+        """To one replica of the base that it names, or else of the fleet's main one; then known to all."""
+        first = await anext(requests, None)
+        header = first.header if first else pb.PublishHeader()
+        link = self._any(header.base_fingerprint or next(iter(self._fleet.replicas.bases()), ""))
+        channel = self._fleet.access.upload_channel(link.address)
+        async with Upload(channel, _again(first, requests), passed_on(context)) as responses:
             try:
                 async for response in responses:
                     if response.HasField("version"):
@@ -70,9 +74,11 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             yield message
 
     async def RollbackAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """Warm what the alias named before, then switch back."""
+        """Warm what the alias named before, then switch back, unless it has moved meanwhile: nobody warmed that."""
         found = await self._one("GetAdapter", pb.GetAdapterRequest(name=request.name), context)
-        version = _before(found, request.alias or CURRENT)
+        alias = request.alias or CURRENT
+        version = _before(found, alias)
+        request.expected_version = request.expected_version or found.adapter.aliases.get(alias, "")
         async for message in self._move("RollbackAlias", request, version, context, pb.RollbackAliasResponse):
             yield message
 
@@ -102,7 +108,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"{'pin' if request.pinned else 'unpin'} {manifest.name}@{manifest.version}"
-        answers = await self._everywhere("PinAdapter", request, self._of(manifest), what)
+        answers = await self._everywhere("PinAdapter", request, self._of(manifest), what, context)
         return answers[0]
 
     async def UnloadAdapter(self, request: Any, context: Context) -> Any:
@@ -110,14 +116,14 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"unload {manifest.name}@{manifest.version}"
-        answers = await self._everywhere("UnloadAdapter", request, self._of(manifest), what)
+        answers = await self._everywhere("UnloadAdapter", request, self._of(manifest), what, context)
         return pb.UnloadAdapterResponse(was_resident=any(answer.was_resident for answer in answers))
 
     async def _move(
         self, method: str, request: Any, manifest: Any, context: Context, response: Any
     ) -> AsyncIterator[Any]:
         """Warm `manifest` where it will be asked for, then have one of those replicas move the alias."""
-        links = self._asked_for(manifest) if manifest else [self._any()]
+        links = await self._asked_for(manifest) if manifest else [self._any()]
         if manifest:
             async for progress in self._warm(manifest, links, "the alias has not moved", context):
                 yield response(progress=progress)
@@ -136,11 +142,12 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         metadata = passed_on(context)
 
         async def preload(link: Link) -> None:
-            async for _ in link.adapters.PreloadAdapter(request, timeout=_LOAD_S, metadata=metadata):
+            async for _ in link.adapter_call("PreloadAdapter", request, timeout=_LOAD_S, metadata=metadata):
                 pass
 
         tasks = {asyncio.create_task(preload(link)): link for link in links}
         failures: dict[str, str] = {}
+        errors: list[aio.AioRpcError] = []
         done = 0
         try:
             for finished in asyncio.as_completed(list(tasks)):
@@ -148,6 +155,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                     await finished
                     done += 1
                 except aio.AioRpcError as error:
+                    errors.append(error)
                     failures |= _told(tasks, error)
                 yield _progress(f"{ref} is ready on {done} of {len(links)} replicas", 0.8 * done / len(links))
         finally:
@@ -155,11 +163,11 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if failures:
+            await _pass_on_denial(errors, context)
             raise NotEverywhere(f"load {ref}", done, failures, outcome)
 
-    async def _everywhere(self, method: str, request: Any, links: list[Link], what: str) -> list[Any]:
-        calls = (getattr(link.adapters, method)(request, timeout=_LOAD_S) for link in links)
-        answers = await asyncio.gather(*map(_answer, calls))
+    async def _everywhere(self, method: str, request: Any, links: list[Link], what: str, context: Context) -> list[Any]:
+        answers = await _answers(links, method, request, context)
         failures = {
             link.address: _words(answer)
             for link, answer in zip(links, answers, strict=True)
@@ -167,13 +175,13 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         }
         good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
         if failures:
+            await _pass_on_denial(answers, context)
             raise NotEverywhere(what, len(good), failures, "and it stands there")
         return good
 
     async def _most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
         """The answer of the replica that has seen most; if all refuse, why."""
-        calls = (getattr(link.adapters, method)(request, timeout=_LOAD_S) for link in self._fleet.usable())
-        answers = await asyncio.gather(*map(_answer, calls))
+        answers = await _answers(self._fleet.usable(), method, request, context)
         good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
         return max(good, key=seen) if good else await self._one(method, request, context)
 
@@ -183,7 +191,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         links = self._fleet.usable()
         for link in links:
             try:
-                return await getattr(link.adapters, method)(request, timeout=_LOAD_S, metadata=metadata)
+                return await link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata)
             except aio.AioRpcError as error:
                 if judge(error, error_info(error).reason) is not Failure.GONE:
                     await _pass_on(error, context)
@@ -193,14 +201,16 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
     async def _stream(
         self, method: str, request: Any, context: Context, link: Link | None = None
     ) -> AsyncIterator[Any]:
-        call = getattr((link or self._any()).adapters, method)(request, metadata=passed_on(context))
+        call = None
         try:
+            call = (link or self._any()).adapter_call(method, request, metadata=passed_on(context))
             async for message in call:
                 yield message
         except aio.AioRpcError as error:
             await _pass_on(error, context)
         finally:
-            call.cancel()
+            if call:
+                call.cancel()
 
     async def _version(self, name: str, version: str, context: Context) -> Any:
         """A version, or what an alias names (empty: `current`), as its manifest says."""
@@ -221,21 +231,26 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         if late:
             log.warning("replicas that will notice a change by themselves", adapter=name, replicas=late)
 
-    def _any(self) -> Link:
-        links = self._fleet.usable()
+    def _any(self, base: str = "") -> Link:
+        """The least busy replica of a base, or of all if it has none: that one says what is wrong. Raises NoReplica."""
+        links = self._with_base(base) or self._fleet.usable()
         if not links:
             raise NoReplica
         return min(links, key=lambda link: link.replica.active)
 
+    def _with_base(self, base: str) -> list[Link]:
+        return [link for link in self._fleet.usable() if link.replica.report.base == base]
+
     def _of(self, manifest: Any) -> list[Link]:
         """The replicas of the version's base. Raises NoReplica."""
-        links = [link for link in self._fleet.usable() if link.replica.report.base == manifest.base_fingerprint]
+        links = self._with_base(manifest.base_fingerprint)
         if not links:
             raise NoReplica(manifest.base_fingerprint)
         return links
 
-    def _asked_for(self, manifest: Any) -> list[Link]:
-        """Where requests for the version will go: who holds any version of it, and who is preferred."""
+    async def _asked_for(self, manifest: Any) -> list[Link]:
+        """Where requests for the version will go: who holds any version of it at this moment, and who is preferred."""
+        await asyncio.gather(*map(self._fleet.look, self._fleet.usable()))
         owners = {one.id for one in self._fleet.chooser.owners(manifest.name, manifest.base_fingerprint)}
         return [one for one in self._of(manifest) if one.replica.holds(manifest.name) or one.address in owners]
 
@@ -255,6 +270,14 @@ def _simple(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[An
 for _method in pb.DESCRIPTOR.services_by_name["AdapterService"].methods_by_name:
     if _method not in vars(AdapterFanOut):
         setattr(AdapterFanOut, _method, _simple(_method))
+
+
+async def _again(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """A stream whose first message was read."""
+    if first is not None:
+        yield first
+    async for message in rest:
+        yield message
 
 
 def _before(found: pb.GetAdapterResponse, alias: str) -> Any:
@@ -279,11 +302,24 @@ def _words(error: aio.AioRpcError) -> str:
     return f"{error.code().name}, {error.details()}"
 
 
-async def _answer(call: Awaitable[Any]) -> Any:
-    try:
-        return await call
-    except aio.AioRpcError as error:
-        return error
+async def _answers(links: list[Link], method: str, request: Any, context: Context) -> list[Any]:
+    """What each replica answers, or the error that it ends with."""
+    metadata = passed_on(context)
+
+    async def answer(link: Link) -> Any:
+        try:
+            return await link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata)
+        except aio.AioRpcError as error:
+            return error
+
+    return await asyncio.gather(*map(answer, links))
+
+
+async def _pass_on_denial(answers: list[Any], context: Context) -> None:
+    """End the call with a replica's own status if that is about the caller, of whom every replica thinks the same."""
+    for answer in answers:
+        if isinstance(answer, aio.AioRpcError) and answer.code() in _ABOUT_CALLER:
+            await _pass_on(answer, context)
 
 
 async def _pass_on(error: aio.AioRpcError, context: Context) -> None:

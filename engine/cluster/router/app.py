@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from grpc import aio
@@ -12,16 +12,18 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2_grpc
-from engine.cluster.fleet import Fleet, Source
+from engine.cluster.fleet import Access, Fleet, Source
 from engine.cluster.router.adapters import AdapterFanOut
 from engine.cluster.router.generation import GenerationForwarder
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.overview import Overview
 from engine.config import MEBIBYTE, RouterSettings
-from engine.errors import AddressInUse
-from engine.server.app import KEEPALIVE, SERVICES
+from engine.server.app import CONNECTIONS, SERVICES, listen
 from engine.server.boundary import Boundary
 from engine.server.http import SidePort
+from engine.server.identity.tls import Tls
+from engine.server.tracing import tracing_of
+from engine.server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
@@ -32,15 +34,20 @@ class RouterApp:
     def __init__(self, settings: RouterSettings, source: Source) -> None:
         self.settings = settings
         self.metrics = RouterMetrics()
-        self.fleet = Fleet(source, settings.poll_s, settings.name)
+        self.tls = Tls.of(settings)
+        self.fleet = Fleet(source, settings.poll_s, settings.name, Access.of(settings))
         self.fleet.on_change = self._changed
         self.boundary = Boundary(self.metrics, settings.max_streams)
+        self.boundary.tracing = self.tracing = tracing_of(settings, "loraplex-router")
         self.health = HealthServicer()
-        self.side_port = SidePort(self.metrics, alive=lambda: True, ready=self._ready)
+        self.interceptors: list[aio.ServerInterceptor] = [self.boundary]
+        self.site = Site(self.interceptors, settings.host, settings.max_message_mib * MEBIBYTE)
+        self.side_port = SidePort(self.metrics, alive=lambda: True, ready=self._ready, tls=self.tls, site=self.site)
         self.port = settings.port
         self.http_port = settings.http_port
         self._server: aio.Server | None = None
         self._telling: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[NoReturn] | None = None
         self._draining = False
 
     async def start(self) -> None:
@@ -48,16 +55,17 @@ class RouterApp:
         settings = self.settings
         self._server = self._make_server()
         address = f"{settings.host}:{settings.port}"
-        try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise AddressInUse(f"{address} (gRPC)") from error
+        self.port = listen(self._server, address, self.tls)
         self.metrics.watch(self.fleet)
         await self.fleet.start()
         await self._tell()
         self.http_port = await self.side_port.start(settings.host, settings.http_port)
         await self._server.start()
         self.boundary.ready = True
+        if self.tls:
+            self._following = asyncio.create_task(self.tls.follow())
+        if settings.unprotected:
+            log.warning("other machines reach this router unprotected: --allow-remote", missing=settings.unprotected)
         log.info(
             "routing",
             address=f"{settings.host}:{self.port}",
@@ -71,10 +79,13 @@ class RouterApp:
         await self._tell()
         if self._server:
             await self._server.stop(grace=self.settings.drain_s)
-        if self._telling:
-            self._telling.cancel()
+        for task in (self._telling, self._following):
+            if task:
+                task.cancel()
         await self.side_port.stop()
         await self.fleet.stop()
+        if self.tracing:
+            await self.tracing.close()
         log.info("stopped")
 
     def _make_server(self) -> aio.Server:
@@ -83,19 +94,25 @@ class RouterApp:
             ("grpc.so_reuseport", int(settings.workers > 1)),
             ("grpc.max_receive_message_length", settings.max_message_mib * MEBIBYTE),
             ("grpc.max_send_message_length", -1),
-            *KEEPALIVE,
+            *CONNECTIONS,
         ]
-        server = aio.server(interceptors=[self.boundary], options=options)
+        server = aio.server(interceptors=self.interceptors, options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         forwarder = GenerationForwarder(self.fleet, self.metrics, settings.give_up_s)
-        server.add_generic_rpc_handlers((forwarder.handler(),))
-        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterFanOut(self.fleet), server)
-        engine_pb2_grpc.add_EngineServiceServicer_to_server(Overview(self.fleet), server)
-        if settings.reflection:
+        for front in (server, self.site.calls):  # gRPC and HTTP
+            front.add_generic_rpc_handlers((forwarder.handler(),))
+            adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterFanOut(self.fleet), front)
+            engine_pb2_grpc.add_EngineServiceServicer_to_server(Overview(self.fleet, ask=self._asks), front)
+        if settings.reflection and not self._asks:
             names = [service.full_name for service in SERVICES]
             health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
             reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
         return server
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the replicas ask who calls; then nothing is told here that they have not allowed."""
+        return bool(self.settings.replica_key_file or self.settings.replica_tls_certificate)
 
     def _ready(self) -> bool:
         return not self._draining and bool(self.fleet.usable())

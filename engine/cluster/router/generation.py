@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from engine.cluster.routing import Ask
 from engine.errors import NoReplica, StreamLost
 from engine.server.boundary import Context
 from engine.server.caller import caller
+from engine.server.validation import check
 
 SERVICE = "loraplex.v1.GenerationService"
 _GENERATE, _STREAM, _COUNT = (f"/{SERVICE}/{name}" for name in ("Generate", "GenerateStream", "CountTokens"))
@@ -52,9 +54,9 @@ class GenerationForwarder:
         """The service, for a gRPC server whose boundary hands over bytes."""
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         methods: dict[str, Any] = {
-            "Generate": unary(self.generate, _read_generate),
-            "GenerateStream": stream(self.generate_stream, _read_stream),
-            "CountTokens": unary(self.count_tokens, _read_count),
+            "Generate": unary(self.generate, partial(_read, pb.GenerateRequest)),
+            "GenerateStream": stream(self.generate_stream, partial(_read, pb.GenerateStreamRequest)),
+            "CountTokens": unary(self.count_tokens, partial(_read, pb.CountTokensRequest)),
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -67,7 +69,7 @@ class GenerationForwarder:
         return await self._unary(_COUNT, raw, Ask(), context)
 
     async def _unary(self, method: str, raw: Raw, ask: Ask, context: Context) -> bytes:
-        journey = self._journey(ask, context)
+        journey = self._journey(ask, getattr(raw.request, "adapter", ""), context)
         metadata = passed_on(context)
         try:
             while True:
@@ -89,7 +91,7 @@ class GenerationForwarder:
         """Pass a replica's stream on; when it breaks, another one's that goes on where it broke."""
         started = time.monotonic()
         sent = Sent(raw.request)
-        journey = self._journey(_ask(raw.request), context)
+        journey = self._journey(_ask(raw.request), raw.request.adapter, context)
         metadata = passed_on(context)
         try:
             async with aclosing(self._first(raw.data, sent, journey, metadata)) as messages:
@@ -153,9 +155,8 @@ class GenerationForwarder:
         if not sent.complete:
             await journey.failed(link, error)
 
-    def _journey(self, ask: Ask, context: Context) -> Journey:
-        base = self._fleet.base_of(ask.adapter, ask.version)
-        return Journey(self._fleet, ask, base, caller(context).deadline, self._give_up_s)
+    def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
+        return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
 
     def _told(self, journey: Journey) -> bytes:
         """The count of failovers as bytes that can be put behind a message: protobuf merges what is concatenated."""
@@ -199,13 +200,7 @@ def _as_it_came(refusal: Refusal) -> tuple[grpc.StatusCode, str, Any]:
     return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
 
 
-def _read_generate(data: bytes) -> Raw:
-    return Raw(data, pb.GenerateRequest.FromString(data))
-
-
-def _read_stream(data: bytes) -> Raw:
-    return Raw(data, pb.GenerateStreamRequest.FromString(data).request)
-
-
-def _read_count(data: bytes) -> Raw:
-    return Raw(data, pb.CountTokensRequest.FromString(data))
+def _read(kind: Any, data: bytes) -> Raw:
+    message = kind.FromString(data)
+    check(message)
+    return Raw(data, getattr(message, "request", message))

@@ -13,6 +13,7 @@ from engine.cluster.routing import Ask
 from engine.errors import NoReplica
 
 _STATUS_KEY = "grpc-status-details-bin"
+_MOST_BLAMED = 2  # failures for which replicas are blamed: who fails everywhere may be the reason for it
 _PAUSE_S = 0.25  # before the same replicas are tried again, unless one of them recovers sooner
 
 
@@ -73,9 +74,10 @@ def judge(error: aio.AioRpcError, reason: str) -> Failure:
 class Journey:
     """Asks the routing for a replica, and for another one when that fails, until `give_up_s` after the first failure."""
 
-    def __init__(self, fleet: Fleet, ask: Ask, base: str, deadline: float, give_up_s: float) -> None:
+    def __init__(self, fleet: Fleet, ask: Ask, adapter: str, deadline: float, give_up_s: float) -> None:
         self._fleet = fleet
         self._ask = ask
+        self._adapter = adapter  # as the request names it
         self._deadline = deadline  # of the call, by time.monotonic
         self._give_up_s = give_up_s
         self._first_failure = 0.0
@@ -84,7 +86,8 @@ class Journey:
         self._full = 0
         self._refreshed = False
         self._resuming = False
-        self.base = base
+        self._mistaken = False
+        self.base = fleet.base_of(adapter)
         self.failovers = 0  # replicas that failed on the way
 
     @property
@@ -110,7 +113,16 @@ class Journey:
             replica = self._fleet.chooser.choose(ask, base, self._tried)
             if replica:
                 return self._fleet.links[replica.id]
-            await self._wait_for_any(base)
+            if not self._forgot_base():
+                await self._wait_for_any(base)
+
+    def _forgot_base(self) -> bool:
+        """The base that the adapter once needed has no replicas: ask the others, once, whether it still needs that one."""
+        if self._mistaken or self._resuming or self._last or self._fleet.replicas.group(self.base).members:
+            return False
+        self._mistaken, self.base = True, ""
+        self._fleet.learn_base(self._adapter, "")
+        return True
 
     async def _wait_for_any(self, base: str) -> None:
         """All have failed: wait until one has recovered, or it is time to try them again."""
@@ -126,6 +138,8 @@ class Journey:
         """Learn from a failure; another replica may be asked next. Raises Refusal if none would answer otherwise."""
         info = error_info(error)
         failure = judge(error, info.reason)
+        if self._resuming and info.reason == "QUOTA_EXCEEDED":  # all answers that broke there go on here at once
+            failure = Failure.FULL
         if failure is Failure.FINAL or self.remaining_s <= 0:
             raise Refusal(error)
         if failure is Failure.STALE:
@@ -145,7 +159,7 @@ class Journey:
                 raise Refusal(error)
             return
         self.failovers += 1
-        if failure is not Failure.LEAVING:
+        if failure is not Failure.LEAVING and self.failovers <= _MOST_BLAMED:
             self._fleet.failed(link, unreachable=failure is Failure.GONE)
 
     def _change_base(self, base: str, error: aio.AioRpcError) -> None:
@@ -153,7 +167,7 @@ class Journey:
         if not base or base == self.base or self._resuming:
             raise Refusal(error)
         self.base = base
-        self._fleet.learn_base(self._ask.adapter, self._ask.version, base)
+        self._fleet.learn_base(self._adapter, base)
 
     async def _refresh(self, link: Link, error: aio.AioRpcError) -> None:
         """Have the replica look into the registry, once: another one may have published or promoted just now."""

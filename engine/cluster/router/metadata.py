@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import secrets
 
-from engine.server.boundary import Context, request_id
+from engine.server.boundary import Context, request_id, traceparent
+from engine.server.identity import FORWARDED_KEY
 
 _TRACE = "traceparent"
-_OWN = ("user-agent", "x-request-id")  # of one connection, and what the router settles
+_OWN = ("user-agent", "x-request-id", FORWARDED_KEY)  # of one connection, and what the router settles
 
 
 def passed_on(context: Context) -> tuple[tuple[str, str | bytes], ...]:
-    """Tenant, credentials and trace (traceparent, tracestate) as they came, x-request-id, and a trace if there is none."""
+    """Tenant, credentials and trace (traceparent, tracestate) as they came, x-request-id, and a trace if there is none.
+
+    It also says that the call is somebody else's, so that a replica does not take it for the router's because of the
+    certificate that the router shows. If the router makes spans itself, the replica's are below this call's.
+    """
+    own = traceparent()
     theirs = tuple(
-        (key, value) for key, value in context.invocation_metadata() or () if key not in _OWN and key[:5] != "grpc-"
+        (key, value)
+        for key, value in context.invocation_metadata() or ()
+        if key not in _OWN and key[:5] != "grpc-" and not (own and key == _TRACE)
     )
-    traced = () if any(key == _TRACE for key, _ in theirs) else ((_TRACE, _new_trace()),)
-    return (*theirs, *traced, ("x-request-id", request_id()))
+    traced = () if any(key == _TRACE for key, _ in theirs) else ((_TRACE, own or _new_trace()),)
+    return (*theirs, *traced, ("x-request-id", request_id()), (FORWARDED_KEY, context.peer()))
 
 
 def _new_trace() -> str:

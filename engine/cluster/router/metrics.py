@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from engine.cluster.fleet import Fleet
 from engine.cluster.routing import Replica
 from engine.server.metrics import SECONDS
+from engine.server.process import OtherMetrics
 
 
 class RouterMetrics:
@@ -28,6 +29,7 @@ class RouterMetrics:
         self._failovers = Counter(
             "loraplex_router_failovers", "Replicas that failed a request that went on elsewhere.", ["when"], registry=r
         )
+        r.register(OtherMetrics())
 
     def watch(self, fleet: Fleet) -> None:
         """Report every replica whenever the metrics are read."""

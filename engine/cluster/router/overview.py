@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Iterable
 from importlib import metadata
+
+from grpc import aio
 
 from engine.api.loraplex.v1 import engine_pb2 as pb
 from engine.api.loraplex.v1 import engine_pb2_grpc
-from engine.cluster.fleet import Fleet
+from engine.cluster.fleet import GET_ENGINE, Fleet
+from engine.cluster.router.activity import together
+from engine.cluster.router.metadata import passed_on
 from engine.errors import NoReplica
 from engine.server.boundary import Context
 
+_GET_ACTIVITY = "/loraplex.v1.EngineService/GetActivity"
+_ASK = pb.GetEngineRequest().SerializeToString()
+_TIMEOUT_S = 2.0
 _SMALLEST = (
     "context_length", "vocabulary_size", "max_rank", "max_message_bytes", "max_adapter_bytes",
 )  # fmt: skip
@@ -18,18 +26,19 @@ _SUMS = ("max_running", "max_waiting", "max_resident")
 
 
 class Overview(engine_pb2_grpc.EngineServiceServicer):
-    """Adds up what the replicas last said."""
+    """Adds up what the replicas last said, or with `ask` what they tell this very caller."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, ask: bool = False) -> None:
         self._fleet = fleet
+        self._ask = ask
 
     async def GetEngine(self, request: pb.GetEngineRequest, context: Context) -> pb.GetEngineResponse:
         """Sums of loads and places, the least of all limits, and every adapter that is resident anywhere."""
-        engines = [self._fleet.engines[link.address] for link in self._fleet.usable()]
+        engines = await self._engines(context)
         if not engines:
             raise NoReplica
         main = self._fleet.replicas.bases()[0]
-        first = next(engine for engine in engines if engine.base.fingerprint == main)
+        first = next((engine for engine in engines if engine.base.fingerprint == main), engines[0])
         return pb.GetEngineResponse(
             base=first.base,
             limits=_limits(engines),
@@ -38,6 +47,39 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
             engine=f"{len(engines)} of {len(self._fleet.links)} replicas: {first.engine}"[:128],
             server_version=metadata.version("loraplex"),
         )
+
+    async def _engines(self, context: Context) -> list[pb.GetEngineResponse]:
+        if not self._ask:
+            return [self._fleet.engines[link.address] for link in self._fleet.usable()]
+        answers = await self._everybody(GET_ENGINE, _ASK, context)
+        return [pb.GetEngineResponse.FromString(answer) for answer in answers]
+
+    async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:
+        """What each replica tells this caller of itself, put together."""
+        answers = await self._everybody(_GET_ACTIVITY, request.SerializeToString(), context)
+        if not answers:
+            raise NoReplica
+        return together([pb.GetActivityResponse.FromString(answer) for answer in answers])
+
+    async def _everybody(self, method: str, data: bytes, context: Context) -> list[bytes]:
+        """The answers of all replicas that answer; if all refuse, that is this call's end, too."""
+        theirs = passed_on(context)
+        links = self._fleet.usable()
+        calls = (link.unary(method)(data, timeout=_TIMEOUT_S, metadata=theirs) for link in links)
+        answers = await asyncio.gather(*(_answer(call) for call in calls))
+        good = [answer for answer in answers if isinstance(answer, bytes)]
+        refused = [answer for answer in answers if isinstance(answer, aio.AioRpcError)]
+        if refused and not good:
+            error = refused[0]
+            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+        return good
+
+
+async def _answer(call: Awaitable[bytes]) -> bytes | aio.AioRpcError:
+    try:
+        return await call
+    except aio.AioRpcError as error:
+        return error
 
 
 def _limits(engines: list[pb.GetEngineResponse]) -> pb.Limits:

@@ -16,39 +16,45 @@ from grpc import aio
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
+from engine.errors import LoraplexError
 
 
 class Upload:
-    """`async with` it, and iterate over the replica's responses; a refusal is an AioRpcError."""
+    """`async with` it, and iterate over the replica's responses.
 
-    def __init__(self, address: str, requests: AsyncIterator[Any], metadata: Any) -> None:
-        self._address = address
+    A refusal is an AioRpcError; what is wrong with a message of the caller's is the LoraplexError that reading it raised.
+    """
+
+    def __init__(self, channel: grpc.Channel, requests: AsyncIterator[Any], metadata: Any) -> None:
+        self._channel = channel
         self._requests = requests
         self._metadata = metadata
         self._loop = asyncio.get_running_loop()
         self._responses: asyncio.Queue[Any] = asyncio.Queue()
         self._call: Any = None
-        self._channel: grpc.Channel | None = None
-        self._ended = False
+        self._left = threading.Event()
 
     async def __aenter__(self) -> AsyncIterator[pb.PublishAdapterResponse]:
-        self._channel = grpc.insecure_channel(self._address, [("grpc.enable_retries", 0)])
         stub = adapters_pb2_grpc.AdapterServiceStub(self._channel)
         self._call = stub.PublishAdapter(self._chunks(), metadata=self._metadata)
         threading.Thread(target=self._read, daemon=True).start()
         return self._iterate()
 
     async def __aexit__(self, *_: object) -> None:
-        self._ended = True
         self._call.cancel()
-        if self._channel:
-            await asyncio.to_thread(self._channel.close)
+        self._left.set()
+        await asyncio.to_thread(self._channel.close)
 
     def _chunks(self) -> Iterator[Any]:
         """The caller's messages, in grpc's thread."""
-        while not self._ended:
+        while not self._left.is_set():
             future = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
-            message = future.result()
+            try:
+                message = future.result()
+            except LoraplexError as error:  # in a message of the caller's
+                self._tell(error)
+                self._left.wait()  # or the replica would take what it has for all of it
+                return
             if message is None:
                 return
             yield message
@@ -71,6 +77,8 @@ class Upload:
 
     async def _iterate(self) -> AsyncIterator[pb.PublishAdapterResponse]:
         while (response := await self._responses.get()) is not None:
+            if isinstance(response, LoraplexError):
+                raise response
             if isinstance(response, grpc.RpcError):
                 error: Any = response
                 trailers = aio.Metadata(*(tuple(pair) for pair in error.trailing_metadata() or ()))

@@ -10,7 +10,7 @@ from multiprocessing.context import SpawnProcess
 import structlog
 import uvloop
 
-from engine.cluster.fleet import FileSource, Source, StaticSource
+from engine.cluster.fleet import DnsSource, FileSource, Source, StaticSource
 from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
 from engine.errors import BadConfiguration
@@ -19,6 +19,7 @@ from engine.server.app import set_with_parent
 
 log = structlog.get_logger(__name__)
 
+DNS = "dns:"
 _LOOK_S = 0.2  # between looks at the workers
 
 
@@ -37,6 +38,8 @@ def source_of(settings: RouterSettings) -> Source:
         raise BadConfiguration("say where the replicas are: either --replicas or --fleet")
     if settings.fleet:
         return FileSource(settings.fleet)
+    if settings.replicas.startswith(DNS):
+        return DnsSource(settings.replicas.removeprefix(DNS))
     return StaticSource(address.strip() for address in settings.replicas.split(","))
 
 

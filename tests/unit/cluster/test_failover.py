@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -74,6 +75,7 @@ def same(messages: list[Any], undisturbed: list[Any], failovers: int = 1) -> Non
     assert messages[-1].timings.total.ToMilliseconds() > 0
 
 
+@pytest.mark.slow
 async def test_a_stream_goes_on(start: StartCluster) -> None:
     """Whatever was asked for, and wherever it is cut, the stream is the undisturbed one."""
     async with start(2, token_interval_s=0.001) as cluster:
@@ -120,7 +122,7 @@ async def test_unary_is_asked_elsewhere(start: StartCluster, death: Any) -> None
 
 async def test_an_alias_that_moves_meanwhile_changes_nothing(start: StartCluster) -> None:
     """A stream that fails over after a promotion goes on with the version that began it."""
-    async with start(2, token_interval_s=0.001) as cluster:
+    async with start(2, token_interval_s=0.02) as cluster:
         await cluster.publish("support", 1)
         await cluster.publish("support", 2)
         messages: list[Any] = []
@@ -209,3 +211,37 @@ async def test_two_bases(start: StartCluster) -> None:
         refusal = await refused(cluster.stubs.generation.Generate(ask("x", "younger")))
         assert (refusal.code.name, refusal.reason, refusal.retry_s) == ("UNAVAILABLE", "NO_REPLICA", 5.0)
         assert dict(bases)["younger"] in refusal.message
+
+
+async def test_two_bases_of_one_adapter(start: StartCluster) -> None:
+    """What one alias needs says nothing about another; what is remembered of a base that left is asked anew."""
+    async with start(2, models=("old", "new")) as cluster:
+        for number in range(2):
+            write_adapter(cluster.folder / f"v{number}", number)
+            async with AsyncClient(cluster.addresses[number]) as direct:
+                await direct.adapters.publish(cluster.folder / f"v{number}", "support")
+                if number:
+                    await direct.adapters.promote("support", "v2", alias="next")
+        for name, version in (("support@next", "v2"), ("support", "v1"), ("support@next", "v2")):
+            answer = await cluster.client.generate(adapter=name, prompt="x", temperature=0)
+            assert answer.text == f"support@{version} heard: x"
+        cluster.router.fleet.learn_base(
+            "support", cluster.router.fleet.base_of("support@next")
+        )  # as if it had moved back
+        await server_dies(cluster, 1)
+        await cluster.look(1)
+        answer = await cluster.client.generate(adapter="support", prompt="x", temperature=0)
+        assert answer.text == "support@v1 heard: x"
+        refusal = await refused(cluster.stubs.generation.Generate(ask("x", "support@next")))
+        assert refusal.reason == "NO_REPLICA"
+
+
+async def test_a_request_that_fails_everywhere_takes_nobody_along(start: StartCluster) -> None:
+    """Whoever fails on every replica may be the reason itself: most of the fleet stays."""
+    async with start(4, router={"give_up_s": 0.5}) as cluster:
+        for app in cluster.apps:
+            assert app.generator
+            app.generator.engine.generate = MagicMock(side_effect=EngineDied)
+        refusal = await refused(cluster.stubs.generation.Generate(ask("x")))
+        assert refusal.code.name == "UNAVAILABLE"
+        assert len(cluster.router.fleet.usable()) >= 2

@@ -60,6 +60,7 @@ def processes(folder: Path, count: int) -> Iterator[tuple[list[Process], list[st
             one.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_replicas_are_killed_under_load(tmp_path: Path) -> None:
     """Servers are killed, frozen and politely restarted, one after the other: every answer comes whole, once and right."""

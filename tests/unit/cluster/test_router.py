@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
 from unittest.mock import MagicMock
 
+import aiohttp
 import grpc
+import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
+from engine.client import Aborted, AsyncClient
 from engine.client.testing import write_adapter
+from engine.cluster.router.adapters import AdapterFanOut
 from engine.server import boundary
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
@@ -43,6 +50,31 @@ async def test_same_contract(start: StartCluster) -> None:
         assert (await refused(call(b"\xff\xff"))).code.name == "INVALID_ARGUMENT"
 
 
+async def test_openai_over_the_router(start: StartCluster) -> None:
+    """A fleet speaks OpenAI's API as one server does: models, answers, streams and refusals."""
+    async with start() as cluster:
+        await cluster.publish("support")
+        url = f"http://127.0.0.1:{cluster.router.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            assert [model.id async for model in client.models.list()][:2] == ["base", "support"]
+            ask = partial(client.completions.create, model="support", prompt="hi", temperature=0, max_tokens=50)
+            assert (await ask()).choices[0].text == "support@v1 heard: hi"
+            assert "".join([chunk.choices[0].text async for chunk in await ask(stream=True)]) == "support@v1 heard: hi"
+            messages = [{"role": "user", "content": "x"}]
+            chat = await client.chat.completions.create(model="support@v1", temperature=0, messages=messages)
+            assert chat.model == "support@v1"
+            with pytest.raises(openai.NotFoundError):
+                await ask(model="nobody")
+            await ask(model="base")
+            with pytest.raises(openai.BadRequestError) as refused:
+                await ask(max_tokens=10**6)
+            assert refused.value.param == "max_tokens"
+        activity = await cluster.stubs.engine.GetActivity(engine_pb2.GetActivityRequest())
+        assert {one.name: one.requests for one in activity.adapters} == {"": 1, "support": 3}
+        assert activity.ready
+        assert [one.text for one in activity.events if one.kind == "published"] == ["support@v1"]
+
+
 async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> None:
     """The id that the router gives or the caller brings is the replica's, and quotas are the caller's tenant's."""
     async with start(max_waiting_per_tenant=0, max_running=1, token_interval_s=0.01) as cluster:
@@ -62,8 +94,8 @@ async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> N
 
 async def test_an_adapter_stays_at_one_replica(start: StartCluster) -> None:
     """Requests for an adapter go where it is; many adapters are spread."""
-    async with start(3) as cluster:
-        names = [f"a{number}" for number in range(9)]
+    async with start(3, max_resident=32) as cluster:  # room, whoever the ports' numbers favour
+        names = [f"a{number}" for number in range(24)]
         for number, name in enumerate(names):
             await cluster.publish(name, number)
         for _ in range(3):
@@ -105,6 +137,92 @@ async def test_a_refused_upload_says_why(start: StartCluster) -> None:
         assert "must be the first message" in await asyncio.to_thread(send)
 
 
+async def test_a_malformed_upload_says_why(start: StartCluster) -> None:
+    """A message that breaks a constraint in the middle of an upload is named, as by a server."""
+    async with start() as cluster:
+        header = adapters_pb2.PublishAdapterRequest(header=adapters_pb2.PublishHeader(name="support"))
+        messages = [header, chunk("adapter_config.json", b"{}"), chunk("", b"x"), chunk("y", b"z")]
+
+        def send() -> tuple[str, str]:
+            try:
+                upload(f"127.0.0.1:{cluster.router.port}", messages)
+            except grpc.RpcError as error:
+                return error.code().name, str(error)
+            return "OK", ""
+
+        code, text = await asyncio.to_thread(send)
+        assert (code, "path" in text) == ("INVALID_ARGUMENT", True)
+
+
+async def test_a_publication_goes_to_a_replica_of_its_base(start: StartCluster) -> None:
+    """Which replica is less busy does not decide on which base an adapter counts as trained."""
+    async with start(3, models=("main", "main", "other")) as cluster:
+        bases = [app.generator.residency.base_fingerprint for app in cluster.apps if app.generator]
+        assert bases[0] == bases[1] != bases[2]
+        for number, (name, base) in enumerate((("a", bases[2]), ("b", bases[0]), ("c", ""), ("d", bases[2]))):
+            write_adapter(cluster.folder / name, number)
+            for link in cluster.router.fleet.usable():
+                link.replica.sent += link.replica.report.base == (base or bases[0])  # the busier ones
+            published = await cluster.client.adapters.publish(cluster.folder / name, name, base_fingerprint=base)
+            assert published.base_fingerprint == (base or bases[0])
+
+
+async def test_what_metadata_cannot_hold_is_refused(start: StartCluster) -> None:
+    """A request that gRPC would not send on is the caller's mistake, and no replica is blamed for it."""
+    async with start(2) as cluster:
+        for bad in ("größe", "a\nb"):
+            request = ask("x")
+            request.request_id = bad
+            stream = cluster.stubs.generation.GenerateStream(pb.GenerateStreamRequest(request=request))
+            for call in (all_of(stream), cluster.stubs.generation.Generate(request)):
+                assert (await refused(call)).code.name == "INVALID_ARGUMENT"
+        url = f"http://127.0.0.1:{cluster.router.http_port}/v1/completions"
+        async with aiohttp.ClientSession() as session:
+            for header in ({"authorization": "Bearer größe"}, {"tracestate": "a\tb"}):
+                async with session.post(url, json={"model": "base", "prompt": "x"}, headers=header) as response:
+                    assert response.status < 500
+        assert len(cluster.router.fleet.usable()) == 2
+
+
+async def test_a_replica_that_leaves_during_a_promotion(start: StartCluster) -> None:
+    """The alias has not moved, and the caller is told so instead of INTERNAL."""
+    async with start(2) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        link = cluster.router.fleet.usable()[0]
+        await link.channel.close()
+        with pytest.raises(grpc.aio.AioRpcError) as left:
+            link.adapter_call("SetAlias", adapters_pb2.SetAliasRequest(name="support"))
+        assert left.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert (await cluster.client.adapters.get("support")).versions
+
+
+async def test_two_rollbacks_at_once(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both want the version before this one: the slower one does not go forward to the bad one again."""
+    warm, begun, go_on = AdapterFanOut._warm, asyncio.Event(), asyncio.Event()
+
+    async def first_waits(*given: Any) -> AsyncIterator[Any]:
+        if not begun.is_set():
+            begun.set()
+            await go_on.wait()
+        async for progress in warm(*given):
+            yield progress
+
+    async with start(2) as cluster:
+        for seed in (1, 2, 3):
+            await cluster.publish("support", seed)
+        await cluster.client.adapters.promote("support", "v2")
+        await cluster.client.adapters.promote("support", "v3")
+        monkeypatch.setattr(AdapterFanOut, "_warm", first_waits)
+        slow = asyncio.create_task(cluster.client.adapters.rollback("support"))
+        await begun.wait()
+        assert (await cluster.client.adapters.rollback("support")).version == "v2"
+        go_on.set()
+        with pytest.raises(Aborted):
+            await slow
+        assert (await cluster.client.adapters.get("support")).adapter.aliases["current"] == "v2"
+
+
 async def test_promotion_is_warm_before_it_switches(start: StartCluster) -> None:
     """When the alias moves, every replica that will be asked has the version; a rollback too; progress tells of it."""
     async with start(2) as cluster:
@@ -129,6 +247,18 @@ async def test_promotion_is_warm_before_it_switches(start: StartCluster) -> None
         assert canary[-1].change.canary_weight == 0.5
         ended = await cluster.stubs.adapters.EndCanary(adapters_pb2.EndCanaryRequest(name="support"))
         assert not ended.change.HasField("canary_weight")
+
+
+async def test_a_promotion_asks_who_holds_the_adapter_now(start: StartCluster) -> None:
+    """A replica that came to hold the adapter since it was last asked is warm too, though it is not preferred."""
+    async with start(4, router={"poll_s": 60}) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        for address in cluster.addresses:
+            async with AsyncClient(address) as beside:
+                await beside.adapters.preload("support@v1")
+        await cluster.client.adapters.promote("support", "v2")
+        assert all("support@v2" in cluster.residents(number) for number in range(4))
 
 
 async def test_a_promotion_that_one_replica_cannot_do_moves_nothing(start: StartCluster) -> None:
