@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import aiohttp
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, Chunk
 from loadtest.workload import Request
 
 
@@ -18,9 +18,9 @@ class LoraplexTarget:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def stream(self, request: Request) -> AsyncGenerator[int, None]:
-        """Yield the tokens of each message."""
-        chunks = self._client.stream(
+    def chunks(self, request: Request) -> AsyncIterator[Chunk]:
+        """The answer's chunks."""
+        return self._client.stream(
             prompt=request.prompt,
             adapter=request.adapter,
             max_tokens=request.max_tokens,
@@ -28,7 +28,10 @@ class LoraplexTarget:
             ignore_eos=True,
             timeout_s=600,
         )
-        async for chunk in chunks:
+
+    async def stream(self, request: Request) -> AsyncGenerator[int, None]:
+        """Yield the tokens of each message."""
+        async for chunk in self.chunks(request):
             yield len(chunk.token_ids)
 
 

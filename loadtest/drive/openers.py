@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, Credentials
 from loadtest.drive.fleet import fleet
 from loadtest.drive.openai import OpenAIServer
 from loadtest.drive.own_server import own_server
@@ -28,7 +28,7 @@ async def remote(target: str, timeout_s: float, model: str, workers: int) -> Asy
         async with _openai(target, model, timeout_s, workers) as site:
             yield site
         return
-    async with _loraplex(tuple(target.split(",")), timeout_s, workers) as site:
+    async with _loraplex(tuple(target.split(",")), timeout_s, workers, Credentials.from_environment()) as site:
         yield site
 
 
@@ -39,7 +39,7 @@ async def served(
 ) -> AsyncIterator[Site]:  # fmt: skip
     """`loraplex serve` of this model with what the cases need, for the time of a run."""
     async with own_server(_folder(model), adapters, cases, engine, settings) as own:
-        async with _loraplex((own.address,), _timeout(cases), workers) as site:
+        async with _loraplex((own.address,), _timeout(cases), workers, Credentials()) as site:
             site.own = own
             yield site
 
@@ -82,9 +82,12 @@ def _timeout(cases: Sequence[Case]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _loraplex(addresses: tuple[str, ...], timeout_s: float, workers: int) -> AsyncIterator[Site]:
-    async with AsyncClient(addresses[0], timeout_s=timeout_s) as client:
-        site = Site(TargetSpec(addresses, timeout_s), client, workers=workers)
+async def _loraplex(
+    addresses: tuple[str, ...], timeout_s: float, workers: int, known_by: Credentials
+) -> AsyncIterator[Site]:
+    tls, key = known_by.channel(), known_by.api_key
+    async with AsyncClient(addresses[0], timeout_s=timeout_s, credentials=tls, api_key=key) as client:
+        site = Site(TargetSpec(addresses, timeout_s, credentials=known_by), client, workers=workers)
         await look(site)
         yield site
 

@@ -20,6 +20,7 @@ import psutil
 from engine.client import AsyncClient, RequestError
 from loadtest.drive.fleet import fleet
 from loadtest.drive.markers import write_marker
+from loadtest.drive.processes import below
 from loadtest.errors import BadInput, TargetGone
 from loadtest.plan.scenario import Case
 
@@ -52,6 +53,13 @@ class OwnServer:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of the process. Raises TargetGone if it was not started."""
+        if self.process is None:
+            raise TargetGone("the server was not started")
+        return self.process.pid
+
     def start(self) -> None:
         """Start the process (again)."""
         with (self.folder / "server.log").open("ab") as log:
@@ -76,9 +84,8 @@ class OwnServer:
 
     def signal_engine(self, number: Signals) -> str:
         """Send a signal to the processes of the engine alone; returns their names. Raises BadInput when there are none."""
-        children = psutil.Process(self.process.pid).children(recursive=True) if self.process else []
         names = []
-        for child in children:
+        for child in below(self.process.pid, [_ENGINE]) if self.process else []:
             with contextlib.suppress(psutil.NoSuchProcess):
                 name = (child.cmdline() or [""])[0]
                 if name.startswith(_ENGINE):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grpc
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
+from engine.client.credentials import Credentials
 from engine.client.errors import from_rpc
 from engine.client.requests import generate_request
 from loadtest.drive.records import Record, Status
@@ -19,6 +20,7 @@ from loadtest.workload import WORDS
 _STREAMS_PER_CHANNEL = 50  # a stream past the connection's limit (often 100) would wait in the client, unseen
 _METHOD = "/loraplex.v1.GenerationService/GenerateStream"
 _MOST_BYTES = 64 * 1024 * 1024
+_NONE = Credentials()
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TargetSpec:
     timeout_s: float
     protocol: str = "loraplex"
     model: str = ""
+    credentials: Credentials = _NONE
 
     def open(self) -> Target:
         """Connect; needs a running event loop."""
@@ -61,7 +64,7 @@ class TargetSpec:
             from loadtest.drive.openai import OpenAITarget
 
             return OpenAITarget(self.addresses[0], self.model, self.timeout_s)
-        return LoraplexTarget(self.addresses, self.timeout_s)
+        return LoraplexTarget(self.addresses, self.timeout_s, self.credentials)
 
 
 def words(seed: int, row: int, count: int) -> str:
@@ -72,8 +75,9 @@ def words(seed: int, row: int, count: int) -> str:
 class LoraplexTarget:
     """GenerateStream over gRPC, without retries: a refusal is a result."""
 
-    def __init__(self, addresses: tuple[str, ...], timeout_s: float) -> None:
+    def __init__(self, addresses: tuple[str, ...], timeout_s: float, credentials: Credentials = _NONE) -> None:
         self._addresses = addresses
+        self._credentials = credentials
         self._timeout_s = timeout_s
         self._channels: list[_Channel] = []
         self._turn = 0
@@ -99,7 +103,7 @@ class LoraplexTarget:
         arrivals: list[float] = []
         clock = time.monotonic
         record.sent = clock()
-        call = channel.method(message, timeout=self._timeout_s)
+        call = channel.method(message, timeout=self._timeout_s, metadata=channel.metadata)
         try:
             async for data in call:
                 arrivals.append(clock())
@@ -128,25 +132,27 @@ class LoraplexTarget:
         mine = [one for one in self._channels if one.address == address and one.streams < _STREAMS_PER_CHANNEL]
         if mine:
             return min(mine, key=lambda one: one.streams)
-        self._channels.append(_Channel(address))
+        self._channels.append(_Channel(address, self._credentials))
         return self._channels[-1]
 
 
 class _Channel:
     """A connection of its own: gRPC would otherwise share one among channels to the same address."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials) -> None:
         self.address = address
         self.streams = 0
-        self.channel = grpc.aio.insecure_channel(
-            address,
-            [
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.enable_retries", 0),
-                ("grpc.max_receive_message_length", _MOST_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
+        self.metadata = credentials.metadata(address)
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+            ("grpc.max_receive_message_length", _MOST_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        tls = credentials.channel()
+        self.channel = (
+            grpc.aio.secure_channel(address, tls, options) if tls else grpc.aio.insecure_channel(address, options)
         )
         self.method: Any = self.channel.unary_stream(_METHOD)  # bytes in, bytes out
 

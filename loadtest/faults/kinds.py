@@ -17,8 +17,9 @@ import psutil
 from engine.client import AsyncClient, RequestError
 from loadtest.drive.markers import write_marker
 from loadtest.drive.own_server import OwnServer
+from loadtest.drive.processes import below
 from loadtest.faults.damage import DAMAGES, WEIGHTS, Damage
-from loadtest.faults.load import PROMPTS, Callers, References
+from loadtest.faults.load import PROMPTS, Callers, References, told
 
 _BACK_S = 180.0
 _MAY = {"UNAVAILABLE"}  # what another fault at the same time may always cause: the storage or the engine is away
@@ -42,8 +43,9 @@ class Scene:
     async def publish(self, name: str) -> str:
         """Publish another version of a victim's adapter."""
         self.made += 1
+        seed = 10_000 + self.made
         async with self.storage:
-            return await self.own.publish(name, 10_000 + self.made)
+            return await self.own.publish(name, seed)
 
     def fresh(self) -> str:
         """A name that nobody has used."""
@@ -82,16 +84,17 @@ Fault = Callable[[Scene, random.Random], Awaitable[Happened]]
 
 
 def judged(status: str, allowed: set[str], what: str = "") -> Happened:
-    """Whether a status is one that may come of it."""
-    return Happened(status, "" if status in allowed | _MAY else f"{what or 'it'} ended {status}")
+    """Whether a status (its first word) is one that may come of it."""
+    code = status.partition(" ")[0]
+    return Happened(code, "" if code in allowed | _MAY else f"{what or 'it'} ended {status}")
 
 
 async def status_of(call: Awaitable[object]) -> str:
-    """The status that a call ends with."""
+    """How a call ended: with OK, or otherwise (`told`)."""
     try:
         await call
     except RequestError as error:
-        return error.code.name
+        return told(error)
     return "OK"
 
 
@@ -124,7 +127,8 @@ def in_copy(damage: Damage, *, while_loading: bool) -> Fault:
         again = await scene.ask(name, rng)
         await asyncio.to_thread(shutil.rmtree, copy, ignore_errors=True)
         allowed = {"OK", "DATA_LOSS", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
-        return judged(status if status not in allowed else again, allowed)
+        first = judged(status, allowed)
+        return first if first.problem else judged(again, allowed)
 
     return fault
 
@@ -169,7 +173,7 @@ async def bad_move(scene: Scene, rng: random.Random) -> Happened:
             status = await status_of(adapters.set_shadow(name, 0.5, version))
         found = (await adapters.get(name)).adapter
     if found.aliases != {"current": "v1"} or found.HasField("canary") or found.HasField("shadow"):
-        return Happened(status, f"aliases moved: {dict(found.aliases)}")
+        return Happened(status.partition(" ")[0], f"aliases moved: {dict(found.aliases)}")
     return judged(status, {"DATA_LOSS"}, kind)
 
 
@@ -232,7 +236,7 @@ def killed(which: str) -> Fault:
         async with scene.engine:
             await _until(scene, ready=True)
             begun = time.monotonic()
-            victims = [one for one in _engines(scene.own) if which in " ".join(one.cmdline())]
+            victims = _engines(scene.own, which)
             if not victims:
                 return Happened("none", f"there is no process called {which}")
             rng.choice(victims).send_signal(signal.SIGKILL)
@@ -250,12 +254,9 @@ async def _until(scene: Scene, *, ready: bool) -> None:
             await asyncio.sleep(0.1)
 
 
-def _engines(own: OwnServer) -> list[psutil.Process]:
-    """The processes of vLLM below the server; none with the fake engine."""
-    if own.process is None:
-        return []
-    below = psutil.Process(own.process.pid).children(recursive=True)
-    return [one for one in below if "Engine" in " ".join(one.cmdline()) or "Worker" in " ".join(one.cmdline())]
+def _engines(own: OwnServer, *which: str) -> list[psutil.Process]:
+    """The processes of vLLM below the server, or those called `which`; none with the fake engine."""
+    return below(own.process.pid, which or ("Engine", "Worker")) if own.process else []
 
 
 def faults(*, processes: bool) -> dict[str, tuple[float, Fault]]:

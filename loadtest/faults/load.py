@@ -76,6 +76,11 @@ async def ask(client: AsyncClient, adapter: str, prompt: str) -> Generation:
     )
 
 
+def told(error: RequestError) -> str:
+    """The status that a request ended with, first its code, then what was said about it."""
+    return f"{error.code.name} {error.reason}: {error.message}"
+
+
 class Callers:
     """Callers of a tenant, each with a connection, asking `adapters` one after the other until they are stopped."""
 
@@ -111,13 +116,13 @@ class Callers:
                     await asyncio.wait_for(self._stop.wait(), rng.uniform(0, 0.05))
 
     async def one(self, client: AsyncClient, adapter: str, prompt: str) -> str:
-        """Ask once, count what comes, and return its status."""
+        """Ask once, count what comes, and return "OK" or how it ended (`told`)."""
         try:
             answer = await ask(client, adapter, prompt)
         except RequestError as error:
             self.ledger.statuses[error.code.name] += 1
-            self.ledger.failures.append(f"{adapter or 'base'}: {error.code.name} {error.reason}: {error.message}")
-            return error.code.name
+            self.ledger.failures.append(f"{adapter or 'base'}: {told(error)}")
+            return told(error)
         self.ledger.statuses["OK"] += 1
         if problem := self._references.problem(adapter, prompt, answer):
             self.ledger.wrong.append(problem)

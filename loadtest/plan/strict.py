@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not text: {error.reason} at byte {error.start}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's dates and numbers raise plain ValueErrors
         raise BadInput(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path} must hold keys and values, one `name: value` a line")

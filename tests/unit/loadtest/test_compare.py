@@ -102,6 +102,7 @@ def options(targets: list[str], **changes: Any) -> CompareOptions:
     )
 
 
+@pytest.mark.slow
 async def test_compare(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A slower server is found to be worse, in a report that fits its schema; a wrong answer of B outranks that."""
     slow = ScriptedServer(Script(ttft_s=(0.25,)))

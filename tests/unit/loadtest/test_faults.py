@@ -16,6 +16,7 @@ from loadtest.faults.load import Ledger
 from loadtest.faults.run import Outcome, Plan, document, run
 
 
+@pytest.mark.slow
 async def test_nobody_notices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All faults that need no real engine, under load: all requests of the others are answered, by their own adapter."""
     write_base(tmp_path / "base")

@@ -49,6 +49,7 @@ def browse(url: str, profile: Path, *flags: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium here (apt-get install chromium)")
 async def test_page(scripted: ScriptedServer, tmp_path: Path) -> None:
     """The verdict comes first, plots are there, nothing overflows a phone's screen, and the browser has no complaint."""

@@ -136,6 +136,7 @@ def options(server: ScriptedServer, name: str = "smoke", **overrides: object) ->
     return Options([name], f"127.0.0.1:{server.port}", None, [], "fake", "", True, quick | overrides, 0)
 
 
+@pytest.mark.slow
 async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A budget that runs out leaves a report with the curve so far, and the replicas that it takes at least."""
     required = {"requirements": {"ttft": {"p50": "60s"}, "error_rate": None}}
