@@ -6,10 +6,12 @@ BUILD ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu
 # More arguments for pip, such as an extra index where torch's CPU wheels are found:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+INPUTS ?= 1000000
 MODEL ?= .models/smollm2-135m-instruct
 ARGS ?=
 
 BIN := .venv/bin
+AUDIT := .venv/audit/bin
 EXAMPLES := support/v1 support/v2 legal/v1 code/v1
 ADAPTERS := $(addprefix examples/,support/v1 legal/v1 code/v1)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
@@ -17,7 +19,7 @@ READY := .venv/.ready-$(BUILD)
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo cluster-demo serve examples test test-fast check proto bench loadtest loadtest-compare \
+.PHONY: help setup model demo cluster-demo serve examples test test-fast fuzz check proto docs supply-chain bench loadtest loadtest-compare \
 	loadtest-selftest clean
 
 help: ## this list
@@ -25,10 +27,10 @@ help: ## this list
 
 setup: $(READY) ## make .venv with all that is needed, for this machine (CUDA or CPU)
 
-$(READY): $(BUILD).lock pyproject.toml engine/vllm_plugin/lora.cpp
+$(READY): $(BUILD).lock dev.lock pyproject.toml engine/vllm_plugin/lora.cpp
 	$(PYTHON) -m venv .venv
-	@echo "installing the $(BUILD) build: $$(grep -c == $(BUILD).lock) packages, about two minutes"
-	$(PIP) install --quiet --no-deps $(PIP_ARGS) -r $(BUILD).lock
+	@echo "installing the $(BUILD) build: $$(cat $(BUILD).lock dev.lock | grep -c ==) packages, about two minutes"
+	$(PIP) install --quiet --no-deps $(PIP_ARGS) -r $(BUILD).lock -r dev.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@rm -f .venv/.ready-* && touch $@
 
@@ -52,9 +54,12 @@ test: check model ## every check and every test (the real engine included)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup ## the tests that need no model
-	$(BIN)/python -m pytest -m "not model" $(ARGS)
+	$(BIN)/python -m pytest -m "not model and not slow" $(ARGS)
 
-check: setup ## format, lint, types, layers, protos
+fuzz: setup ## random calls and damaged files: a million (INPUTS=20000 is what make test sends); about half an hour
+	LORAPLEX_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+check: setup ## format, lint, types, layers, protos, dashboards
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -62,9 +67,26 @@ check: setup ## format, lint, types, layers, protos
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code --exclude-path protos/buf protos
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/reference.py --check
 
-proto: setup ## regenerate engine/api from protos/
+proto: setup ## regenerate engine/api and docs/api.md from protos/
 	$(BIN)/python protos/generate.py
+	$(BIN)/python protos/reference.py
+
+docs: setup ## the documentation as a site, in out/site (ARGS=serve shows it while you write)
+	$(PIP) install --quiet --no-deps -r docs.lock
+	$(BIN)/mkdocs $(if $(ARGS),$(ARGS),build --strict --site-dir out/site)
+
+supply-chain: setup ## what is installed: bill of materials (CycloneDX), licences, known vulnerabilities, in out/supply-chain
+	@mkdir -p out/supply-chain
+	@test -x $(AUDIT)/pip-audit || { $(PYTHON) -m venv .venv/audit && $(AUDIT)/python -m pip install --quiet --no-deps -r audit.lock; }
+	$(AUDIT)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+		-o out/supply-chain/sbom.cdx.json $(BIN)/python
+	$(AUDIT)/pip-licenses --python $(BIN)/python --format=csv --with-urls --order=license \
+		--output-file out/supply-chain/licences.csv
+	@# Asks PyPI's database, where that can be reached.
+	$(AUDIT)/pip-audit --strict --requirement $(BUILD).lock --no-deps --disable-pip --progress-spinner off \
+		--format json --output out/supply-chain/vulnerabilities.json
 
 bench: export LORAPLEX_MODEL = $(MODEL)
 bench: model ## what many adapters cost, then the front end; ARGS="adapters --full", ARGS="--help"
