@@ -20,7 +20,10 @@ def make_app() -> typer.Typer:
         doctor,
         evaluate,
         generate,
+        health,
+        keys,
         merge,
+        policy,
         readapt,
         root,
         router,
@@ -41,6 +44,8 @@ def make_app() -> typer.Typer:
     )
     app.command("serve")(serve.command)
     app.command("router")(router.command)
+    app.add_typer(policy.app, name="policy")
+    app.add_typer(keys.app, name="keys")
     app.command("generate")(generate.generate)
     app.add_typer(adapters.app, name="adapters")
     app.command("train")(train.train)
@@ -54,6 +59,7 @@ def make_app() -> typer.Typer:
     app.command("simulate")(simulate.simulate)
     app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)
+    app.command("health")(health.health)
     app.add_typer(loadtest, name="loadtest")
     return app
 

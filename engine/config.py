@@ -18,6 +18,7 @@ MEBIBYTE = 1024 * 1024
 S = TypeVar("S", bound=BaseSettings)
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a tenant's name
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
+_AUDIT_LOG = Path(".loraplex/audit.jsonl")
 
 
 class Settings(BaseSettings):
@@ -43,16 +44,35 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     http_port: int = Field(
-        9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 picks a free one."
+        9090, ge=0, le=65535, description="Port of the console, /v1 (OpenAI), /metrics and health; 0 picks a free one."
     )
     allow_remote: bool = Field(
-        False, description="Allow a --host that other machines reach, although nothing authenticates."
+        False, description="Allow a --host that other machines reach without TLS, or without asking who calls."
     )
     reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+    reports: Path | None = Field(
+        None, description="Folder with load-test reports for the console to show, such as .loraplex/loadtest."
+    )
     fleet: str = Field("", max_length=64, description="The fleet that it belongs to, for routers to check.")
 
+    # Who may call
+    policy: Path | None = Field(
+        None, description="File of tenants, their credentials, rights and limits; without it anybody may do anything."
+    )
+    audit_log: Path | None = Field(
+        None, description="File for one JSON line about every change; default: .loraplex/audit.jsonl with a policy."
+    )
+    tls_certificate: Path | None = Field(None, description="Our certificate and its chain (PEM), for both ports.")
+    tls_key: Path | None = Field(None, description="The certificate's private key (PEM).")
+    tls_client_ca: Path | None = Field(
+        None, description="Who signs clients' certificates (PEM): with it, every client has to show one."
+    )
+
     # The engine
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision to compute in.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision to compute in; auto: the base's, but float32 on a CPU without 16-bit instructions.",
+    )
     context_length: int | None = Field(
         None, ge=16, description="Most tokens of prompt and answer; default: the model's."
     )
@@ -80,6 +100,7 @@ class Settings(BaseSettings):
     max_stall_s: float = Field(
         120.0, gt=0, le=86_400, description="An engine that has work and makes no step for so long is restarted."
     )
+    engine_metrics: bool = Field(True, description="Show vLLM's own metrics beside ours at /metrics.")
     prefix_cache: bool = Field(True, description="Reuse the keys and values of prompts with the same beginning.")
 
     # Who goes next
@@ -110,11 +131,22 @@ class Settings(BaseSettings):
     drain_s: float = Field(30.0, ge=0, le=3600, description="How long in-flight requests may go on after SIGTERM.")
     refresh_s: float = Field(2.0, gt=0, le=3600, description="How often to look for other processes' registry changes.")
 
-    # Logs
+    # Logs and traces
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+    otlp_endpoint: str = Field(
+        "", description="Where to send OpenTelemetry traces (OTLP, gRPC), such as http://collector:4317; empty: none."
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests traced, of those whose caller has not decided it."
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        return without_nul(value)
 
     @field_validator("registry")
     @classmethod
@@ -130,10 +162,22 @@ class Settings(BaseSettings):
         parse_weights(value)
         return value
 
+    @property
+    def audit_log_path(self) -> Path | None:
+        """Where acts are written down; None if they are not."""
+        return self.audit_log or (_AUDIT_LOG if self.policy else None)
+
+    @property
+    def unprotected(self) -> list[str]:
+        """What keeps strangers away from a server that other machines reach, and is not there."""
+        return _missing(self, self.policy, "--policy")
+
     @model_validator(mode="after")
-    def _loopback_unless_allowed(self) -> Settings:
-        if not self.allow_remote and not _is_loopback(self.host):
-            raise ValueError(f"host {self.host} is reachable from outside; add --allow-remote if that is meant")
+    def _safe_to_reach(self) -> Settings:
+        if self.policy and (self.tenant_weights or self.max_waiting_per_tenant is not None):
+            raise ValueError("with a policy, weights and max_waiting of tenants belong there")
+        _check_tls(self)
+        _check_missing(self)
         return self
 
     @model_validator(mode="after")
@@ -161,7 +205,10 @@ class RouterSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORAPLEX_ROUTER_", frozen=True, extra="forbid")
 
     # Where the replicas are
-    replicas: str = Field("", description="Their gRPC addresses, such as 10.0.0.1:50051,10.0.0.2:50051.")
+    replicas: str = Field(
+        "",
+        description="Their gRPC addresses, such as 10.0.0.1:50051,10.0.0.2:50051, or dns:NAME:PORT, a name that has them.",
+    )
     fleet: Path | None = Field(
         None, description="Or a YAML file, `replicas: [host:port, ...]`, followed as it changes."
     )
@@ -179,26 +226,68 @@ class RouterSettings(BaseSettings):
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the gRPC port; a core each.")
     allow_remote: bool = Field(
-        False, description="Allow a --host that other machines reach, although nothing authenticates."
+        False, description="Allow a --host that other machines reach without TLS, or without asking who calls."
     )
     reflection: bool = Field(True, description="Let gRPC tools discover the API.")
+
+    # Who may call: the replicas decide, by the credentials that are passed on to them
+    tls_certificate: Path | None = Field(None, description="Our certificate and its chain (PEM), for both ports.")
+    tls_key: Path | None = Field(None, description="The certificate's private key (PEM).")
+    tls_client_ca: Path | None = Field(
+        None, description="Who signs clients' certificates (PEM): with it, every client has to show one."
+    )
+    replica_tls_ca: Path | None = Field(
+        None, description="Who signs the replicas' certificates (PEM): call them by TLS."
+    )
+    replica_tls_certificate: Path | None = Field(None, description="The certificate that we show to replicas (PEM).")
+    replica_tls_key: Path | None = Field(None, description="Its private key (PEM).")
+    replica_tls_name: str = Field("", max_length=253, description="Name in their certificates, if not their address.")
+    replica_key_file: Path | None = Field(
+        None, description="File with our own API key for replicas: a tenant with the role observe and all adapters."
+    )
 
     # Bounds
     max_message_mib: int = Field(8, ge=1, le=512, description="Largest gRPC message received, in MiB.")
     max_streams: int = Field(16384, ge=1, le=1_000_000, description="gRPC calls at once in each process.")
     drain_s: float = Field(30.0, ge=0, le=3600, description="How long in-flight requests may go on after SIGTERM.")
 
-    # Logs
+    # Logs and traces
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+    otlp_endpoint: str = Field(
+        "", description="Where to send OpenTelemetry traces (OTLP, gRPC), such as http://collector:4317; empty: none."
+    )
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests traced, of those whose caller has not decided it."
+    )
+
+    @property
+    def unprotected(self) -> list[str]:
+        """What keeps strangers away from a router that other machines reach, and is not there."""
+        return _missing(self, self.replica_key_file, "--replica-key-file")
 
     @model_validator(mode="after")
-    def _loopback_unless_allowed(self) -> RouterSettings:
-        if not self.allow_remote and not _is_loopback(self.host):
-            raise ValueError(f"host {self.host} is reachable from outside; add --allow-remote if that is meant")
+    def _safe_to_reach(self) -> RouterSettings:
+        _check_tls(self)
+        if (self.replica_tls_certificate is None) != (self.replica_tls_key is None):
+            raise ValueError("replica_tls_certificate and replica_tls_key go together")
+        if self.replica_tls_certificate and not self.replica_tls_ca:
+            raise ValueError("replica_tls_certificate needs replica_tls_ca: nobody sees it without TLS")
+        if (
+            self.replica_key_file
+            and not self.replica_tls_ca
+            and not self.allow_remote
+            and not self._replicas_are_local()
+        ):
+            raise ValueError("keys go to other machines by TLS only: give replica_tls_ca, or allow_remote")
+        _check_missing(self)
         return self
+
+    def _replicas_are_local(self) -> bool:
+        hosts = [address.strip().rpartition(":")[0] for address in self.replicas.split(",")]
+        return not self.fleet and all(map(is_loopback, hosts))
 
     @model_validator(mode="after")
     def _workers_need_a_port(self) -> RouterSettings:
@@ -245,7 +334,7 @@ class ClusterSettings(BaseSettings):
     def _consistent(self) -> ClusterSettings:
         if self.max_replicas is not None and self.max_replicas < max(1, self.replicas):
             raise ValueError("max_replicas must not be below replicas")
-        if not self.allow_remote and (self.ray not in ("", "auto") or not _is_loopback(self.host)):
+        if not self.allow_remote and (self.ray not in ("", "auto") or not is_loopback(self.host)):
             raise ValueError("replicas on other machines have to be reachable; add --allow-remote if that is meant")
         return self
 
@@ -269,7 +358,32 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _is_loopback(host: str) -> bool:
+def _check_tls(settings: Settings | RouterSettings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise ValueError("tls_certificate and tls_key go together")
+    if settings.tls_client_ca and not settings.tls_certificate:
+        raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+
+
+def _missing(settings: Settings | RouterSettings, known: Path | None, what: str) -> list[str]:
+    """What keeps strangers from a host that other machines reach, and is not there; nothing on loopback."""
+    if is_loopback(settings.host):
+        return []
+    missing = [] if settings.tls_certificate else ["--tls-certificate and --tls-key"]
+    return missing + ([] if known or settings.tls_client_ca else [f"{what} or --tls-client-ca"])
+
+
+def _check_missing(settings: Settings | RouterSettings) -> None:
+    """Raise ValueError if other machines reach the host unprotected, and nobody allowed it."""
+    if settings.unprotected and not settings.allow_remote:
+        raise ValueError(
+            f"host {settings.host} is reachable from outside: give {', and '.join(settings.unprotected)}; or add "
+            "--allow-remote if anybody who reaches it may read what is sent and do what they like"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -287,7 +401,7 @@ def load(kind: type[S], file: Path | None = None, **flags: Any) -> S:
     Raises BadConfiguration naming every wrong setting, where it came from and its limits.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    from_file = _read_yaml(file) if file else {}
+    from_file = read_yaml(file) if file else {}
     if unknown := sorted(set(from_file) - set(kind.model_fields)):
         raise BadConfiguration(f"{file}: unknown setting {', '.join(unknown)}")
     try:
@@ -303,13 +417,21 @@ def _set_in_environment(kind: type[BaseSettings]) -> set[str]:
     return {name for name in kind.model_fields if f"{prefix}{name}".upper() in os.environ}
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def without_nul(value: Any) -> Any:
+    """The value of a setting. Raises ValueError for a text that no path can be made of."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("it holds a NUL character")
+    return value
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises BadConfiguration when there is none."""
     try:
-        content = yaml.safe_load(file.read_text()) or {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise BadConfiguration(f"cannot read {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's dates and numbers raise plain ValueErrors
         raise BadConfiguration(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise BadConfiguration(f"{file} must hold settings, one `name: value` a line")
-    return content
+        raise BadConfiguration(f"{file} must hold keys and values, one `name: value` a line")
+    return {str(key): value for key, value in content.items()}

@@ -15,11 +15,14 @@
     │   ├── Quarantined               FAILED_PRECONDITION  it did so before, and is not served any more
     │   ├── NotAllowedNow             FAILED_PRECONDITION  e.g. deleting a version that an alias names
     │   └── NotEverywhere             FAILED_PRECONDITION  some of the replicas could not do it
+    ├── caller must say who it is, or ask for something else
+    │   ├── Unauthenticated           UNAUTHENTICATED      no credentials, or none that are valid now
+    │   └── PermissionDenied          PERMISSION_DENIED    not for this tenant: the role, or the adapter, there or not
     ├── caller may try again
     │   ├── Overloaded                UNAVAILABLE          the queue is full
     │   ├── WaitedTooLong             UNAVAILABLE          no place became free within the limit
     │   ├── DeadlineUnreachable       UNAVAILABLE          the answer would come after the caller's deadline
-    │   ├── QuotaExceeded             RESOURCE_EXHAUSTED   more of the tenant's requests wait than it may have waiting
+    │   ├── QuotaExceeded             RESOURCE_EXHAUSTED   the tenant is over one of its limits: requests, tokens, waiting
     │   ├── Draining                  UNAVAILABLE          the server is shutting down
     │   ├── NotReady                  UNAVAILABLE          the model is still loading
     │   ├── EngineDied                UNAVAILABLE          the engine died in the middle of it
@@ -52,6 +55,7 @@ gRPC's own answers. Messages never hold paths outside the caller's own upload, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 
@@ -106,6 +110,11 @@ class AdapterNotFound(LoraplexError):
         self.ref = ref
         self.nearest = nearest
         self.kind = kind
+
+    def only(self, visible: Callable[[str], bool]) -> AdapterNotFound:
+        """The same error for somebody who may not know of every adapter."""
+        nearest = [ref for ref in self.nearest if visible(ref.partition("@")[0])]
+        return AdapterNotFound(self.ref, nearest, self.kind)
 
 
 class VersionExists(LoraplexError):
@@ -223,6 +232,32 @@ class NotEverywhere(LoraplexError):
         self.failures = failures
 
 
+class Unauthenticated(LoraplexError):
+    """The call shows no credentials, or none that are valid now. The message never holds any part of them."""
+
+    status = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+    fix = (
+        "Send an API key or a token as `authorization: Bearer ...` (LORAPLEX_API_KEY, or --api-key-file), "
+        "or a client certificate; whoever runs the server gives them out."
+    )
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the caller is not known: {problem}")
+
+
+class PermissionDenied(LoraplexError):
+    """The tenant may not do this. Of an adapter the message is the same whether or not it exists."""
+
+    status = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
+    fix = "Ask whoever runs the server to allow it in the policy, or use another tenant's credentials."
+
+    def __init__(self, tenant: str, what: str) -> None:
+        super().__init__(f"tenant {tenant!r} may not {what}")
+        self.tenant = tenant
+
+
 class Unavailable(LoraplexError):
     """Base of what may be tried again unchanged, after `retry_after_s` seconds."""
 
@@ -264,14 +299,14 @@ class DeadlineUnreachable(Unavailable):
 
 
 class QuotaExceeded(LoraplexError):
-    """More requests of the tenant wait than it may have waiting: by its limit, or because others need the room."""
+    """The tenant is over one of its limits, or others need the room that its waiting requests take."""
 
     status = "RESOURCE_EXHAUSTED"
     reason = "QUOTA_EXCEEDED"
     fix = "Send fewer requests at once, and try again later."
 
-    def __init__(self, tenant: str, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"tenant {tenant!r} has {waiting} other requests waiting, more than its share of the queue")
+    def __init__(self, tenant: str, problem: str, retry_after_s: float) -> None:
+        super().__init__(f"tenant {tenant!r} {problem}")
         self.tenant = tenant
         self.retry_after_s = retry_after_s
 

@@ -17,8 +17,10 @@ from grpc_tools import protoc
 
 PROTOS = Path(__file__).parent
 API = PROTOS.parent / "engine" / "api"
-# protoc writes absolute imports; the generated packages live below engine.api.
-_IMPORTS = [
+# protoc writes absolute imports, and tells messages the same name of their module (pickle goes by it); the generated packages
+# live below engine.api.
+_NAMES = [
+    (re.compile(r"(BuildTopDescriptorsAndMessages\(DESCRIPTOR, ')loraplex\."), r"\1engine.api.loraplex."),
     (re.compile(r"^from loraplex\.v1 import", re.M), "from engine.api.loraplex.v1 import"),
     (
         re.compile(r"^from buf\.validate import validate_pb2 as", re.M),
@@ -40,7 +42,7 @@ def generate(target: Path) -> None:
         raise SystemExit("protoc failed")
     for path in target.rglob("*_pb2*.py*"):
         text = path.read_text()
-        for pattern, replacement in _IMPORTS:
+        for pattern, replacement in _NAMES:
             text = pattern.sub(replacement, text)
         path.write_text(text)
     for folder in ("loraplex", "loraplex/v1", "buf", "buf/validate"):

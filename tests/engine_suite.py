@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidAdapter, InvalidRequest
+from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.runtime.engine import (
     Delta,
     Engine,
@@ -402,6 +403,24 @@ class EngineSuite:
             await engine.load_adapter(LoadedAdapter(99_999, "ghost@v1#0", tmp_path / "nowhere", 8))
         assert engine.alive
         assert (await ask(engine, "Hello", max_tokens=1)).tokens
+
+    async def test_prepare(
+        self, engine: Engine, adapters: tuple[LoadedAdapter, LoadedAdapter], question: str, tmp_path: Path
+    ) -> None:
+        """What is prepared in a thread is the same each time, and answers as the published files do."""
+        first, targets = adapters[0], [tmp_path / "once", tmp_path / "again"]
+        files = {name: (first.folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        for target in targets:
+            await asyncio.to_thread(engine.prepare, files, target)
+        alike = (
+            targets[0].read_bytes() == targets[1].read_bytes()
+        )  # not in the assertion, which would compare megabytes
+        assert alike
+        async with loaded(engine, first):
+            read = await ask(engine, question, first, max_tokens=6)
+        copied = replace(first, id=first.id + 20_000, name=f"{first.name}-prepared", prepared=targets[0])
+        async with loaded(engine, copied):
+            assert (await ask(engine, question, copied, max_tokens=6)).tokens == read.tokens
 
     async def test_chat(self, engine: Engine) -> None:
         """A conversation becomes more tokens than its text: the template's are added."""

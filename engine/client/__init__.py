@@ -8,7 +8,8 @@ Every failed call raises a `RequestError`; its subclasses are named after the gR
 """
 
 from engine.client.adapters import Adapters
-from engine.client.aio import AsyncClient
+from engine.client.aio import AsyncClient, connect
+from engine.client.credentials import Credentials
 from engine.client.errors import (
     Aborted,
     AlreadyExists,
@@ -48,6 +49,7 @@ __all__ = [
     "Chunk",
     "Client",
     "Completion",
+    "Credentials",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
@@ -70,4 +72,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "connect",
 ]

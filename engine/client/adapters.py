@@ -112,10 +112,11 @@ class Adapters:
         reason: str = "",
         on_progress: OnProgress | None = None,
         *,
+        expected: str = "",
         timeout_s: float = _LONG_S,
     ) -> pb.AliasChange:
-        """Point `alias` back at the version that it named before."""
-        request = pb.RollbackAliasRequest(name=name, alias=alias, actor=actor, reason=reason)
+        """Point `alias` back at the version that it named before; with `expected`, only if it names that one now."""
+        request = pb.RollbackAliasRequest(name=name, alias=alias, actor=actor, reason=reason, expected_version=expected)
         return (await self._long("RollbackAlias", request, pb.RollbackAliasResponse, on_progress, timeout_s)).change
 
     async def set_canary(

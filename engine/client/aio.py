@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 
 from engine.api.loraplex.v1 import engine_pb2, generation_pb2
 from engine.client.adapters import Adapters
-from engine.client.channel import MEBIBYTE, Metadata, Wire
+from engine.client.channel import MEBIBYTE, Wire
+from engine.client.credentials import Credentials, authorization
 from engine.client.errors import DeadlineExceeded, StreamBroken, Unavailable, translated
 from engine.client.requests import GenerateOptions, Messages, count_tokens_request, generate_request
 from engine.client.results import Chunk, Generation, TokenCount, adapter, chunk, generation, token_count
+from engine.client.tracing import Metadata
 
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
 _POLL_S = 0.1
@@ -24,7 +26,8 @@ class AsyncClient:
     """A client for asyncio. One serves any number of calls at once; make it where an event loop runs.
 
     `target` is host:port or any gRPC name. `timeout_s` is the deadline of each call, in seconds (math.inf: none).
-    `credentials` turn TLS on; `metadata` is sent with every call; `max_message_bytes` bounds a message either way.
+    `credentials` turn TLS on; `api_key` is a key or token that says who calls, sent to other machines by TLS only (else
+    Unauthenticated); `metadata` is sent with every call; `max_message_bytes` bounds a message either way.
     A call that is refused as UNAVAILABLE is tried again up to `retries` times (at most 4) within its deadline, but
     never once the server has begun to answer; of `adapters`, only the calls that do no harm when done twice.
 
@@ -37,11 +40,13 @@ class AsyncClient:
         *,
         timeout_s: float = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str = "",
         metadata: Metadata = (),
         max_message_bytes: int = 64 * MEBIBYTE,
         retries: int = 4,
     ) -> None:
         self.target = target
+        metadata = (*metadata, *authorization(api_key, target, encrypted=credentials is not None))
         self._wire = Wire(target, timeout_s, credentials, metadata, max_message_bytes, retries)
         self.adapters = Adapters(self._wire)
         """Publishes adapters and decides which version answers."""
@@ -143,6 +148,12 @@ class AsyncClient:
                 state = state if isinstance(error, DeadlineExceeded) else error.message
             await asyncio.sleep(min(_POLL_S, max(0.0, deadline - clock())))
         raise DeadlineExceeded(f"{self.target} was not ready within {timeout_s:g} s: {state}")
+
+
+def connect(target: str, **options: Any) -> AsyncClient:
+    """A client with the credentials that the environment names, as the command line and the load test use it."""
+    found = Credentials.from_environment()
+    return AsyncClient(target, credentials=found.channel(), api_key=found.api_key, **options)
 
 
 def _broken(why: str, request_id: str) -> StreamBroken:

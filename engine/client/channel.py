@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Protocol, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from engine.client import tracing
 from engine.client.errors import translated
+from engine.client.tracing import Metadata
 
 MEBIBYTE = 1024 * 1024
-Metadata = Sequence[tuple[str, str | bytes]]
 
 _PACKAGE = "loraplex.v1"
 # Doing these twice does no harm. RollbackAlias would go back two moves, PublishAdapter make two versions.
@@ -121,16 +122,22 @@ class Wire:
 
     async def unary(self, method: str, request: Message, reply: type[R], timeout_s: float | None = None) -> R:
         """Send one message, return the one that comes back."""
-        call = self.channel.unary_unary(f"/{_PACKAGE}.{method}", _serialized, reply.FromString)
+        start = self.channel.unary_unary(f"/{_PACKAGE}.{method}", _serialized, reply.FromString)
+        metadata, span = tracing.begun(f"{_PACKAGE}.{method}", self._metadata)
+        call = start(request, timeout=self._deadline(timeout_s), metadata=metadata)
+        tracing.ends_with(call, span)
         with translated():
-            return await call(request, timeout=self._deadline(timeout_s), metadata=self._metadata)
+            return await call
 
     def stream(
         self, method: str, request: Message, reply: type[R], timeout_s: float | None = None
     ) -> grpc.aio.UnaryStreamCall[Message, R]:
         """Send one message; the call that is returned yields what comes back. Read it inside `translated`."""
-        call = self.channel.unary_stream(f"/{_PACKAGE}.{method}", _serialized, reply.FromString)
-        return call(request, timeout=self._deadline(timeout_s), metadata=self._metadata)
+        start = self.channel.unary_stream(f"/{_PACKAGE}.{method}", _serialized, reply.FromString)
+        metadata, span = tracing.begun(f"{_PACKAGE}.{method}", self._metadata)
+        call = start(request, timeout=self._deadline(timeout_s), metadata=metadata)
+        tracing.ends_with(call, span)
+        return call
 
     @asynccontextmanager
     async def upload(

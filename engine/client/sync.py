@@ -15,10 +15,11 @@ import grpc
 from engine.api.loraplex.v1 import adapters_pb2
 from engine.client.adapters import Adapters
 from engine.client.aio import AsyncClient
-from engine.client.channel import MEBIBYTE, Metadata
+from engine.client.channel import MEBIBYTE
 from engine.client.errors import RequestError
 from engine.client.requests import GenerateOptions
 from engine.client.results import Chunk
+from engine.client.tracing import Metadata
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -154,6 +155,7 @@ class Client(_Facade[AsyncClient]):
         *,
         timeout_s: float = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str = "",
         metadata: Metadata = (),
         max_message_bytes: int = 64 * MEBIBYTE,
         retries: int = 4,
@@ -163,6 +165,7 @@ class Client(_Facade[AsyncClient]):
                 target,
                 timeout_s=timeout_s,
                 credentials=credentials,
+                api_key=api_key,
                 metadata=metadata,
                 max_message_bytes=max_message_bytes,
                 retries=retries,

@@ -41,18 +41,24 @@ class FakeServer:
         self._loop = loop
         self._scratch = scratch
         self._published = 0
+        self.api_key = ""  # that `publish` and `promote` use, if the server asks for one
 
     @property
     def target(self) -> str:
         """Where clients reach it: host:port."""
         return f"{self.app.settings.host}:{self.app.port}"
 
-    def publish(self, name: str) -> str:
-        """Publish a valid adapter under `name` and return its version; each call makes another version."""
+    @property
+    def http_url(self) -> str:
+        """Where its HTTP port is; OpenAI clients take this and "/v1" as their base_url."""
+        return f"http://{self.app.settings.host}:{self.app.http_port}"
+
+    def publish(self, name: str, **about: Any) -> str:
+        """Publish a valid adapter under `name` and return its version; each call makes another. `about`: notes and the like."""
         self._published += 1
         folder = self._scratch / f"adapter-{self._published}"
         write_adapter(folder, seed=self._published)
-        return self.run(self._publish(folder, name))
+        return self.run(self._publish(folder, name, about))
 
     def promote(self, name: str, version: str, alias: str = "current") -> None:
         """Point an alias at a version."""
@@ -62,12 +68,12 @@ class FakeServer:
         """Run a coroutine on the server's own event loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
-    async def _publish(self, folder: Path, name: str) -> str:
-        async with AsyncClient(self.target) as client:
-            return (await client.adapters.publish(folder, name)).version
+    async def _publish(self, folder: Path, name: str, about: dict[str, Any]) -> str:
+        async with AsyncClient(self.target, api_key=self.api_key) as client:
+            return (await client.adapters.publish(folder, name, **about)).version
 
     async def _promote(self, name: str, version: str, alias: str) -> None:
-        async with AsyncClient(self.target) as client:
+        async with AsyncClient(self.target, api_key=self.api_key) as client:
             await client.adapters.promote(name, version, alias)
 
 

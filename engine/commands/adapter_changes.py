@@ -126,7 +126,7 @@ def _evaluation(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--evaluation") from error
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} must hold a JSON object", param_hint="--evaluation")

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def _ask(work: Callable[[Adapters], Awaitable[T]], server: str) -> T:
-    from engine.client import AsyncClient
+    from engine.client import connect
 
     async def connected() -> T:
-        async with AsyncClient(server) as client:
+        async with connect(server) as client:
             return await work(client.adapters)
 
     return asyncio.run(connected())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine import client as clients
 from engine.api.loraplex.v1 import adapters_pb2 as pb
-from engine.client import AsyncClient
 from engine.client.adapters import Adapters, OnProgress
 from engine.commands.output import Report
 from engine.errors import BadConfiguration
@@ -138,7 +138,7 @@ async def connect(
 
         yield RegistryBackend(Registry(Store.open(registry)), model)
         return
-    async with AsyncClient(server) as client:
+    async with clients.connect(server) as client:
         yield ServerBackend(client.adapters)
 
 

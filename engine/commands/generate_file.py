@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
-from engine.client import AsyncClient, GenerateOptions, RequestError
+from engine.client import AsyncClient, GenerateOptions, RequestError, connect
 from engine.commands import output
 from engine.commands.generate import checked, conversation, generation_data
 from engine.commands.root import explain
@@ -74,7 +74,7 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
 def _parse(text: str, defaults: dict[str, Any], *, chat: bool, system: str | None) -> list[_Line]:
     """Every line that is not empty; a usage error naming all that are wrong."""
     lines, problems = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -140,7 +140,7 @@ async def _answer_all(
             writer.add(place, {"line": line.number} | await _answer(client, line.request))
             step()
 
-    async with AsyncClient(server) as client, asyncio.TaskGroup() as tasks:
+    async with connect(server) as client, asyncio.TaskGroup() as tasks:
         for _ in range(min(concurrency, len(lines))):
             tasks.create_task(work(client))
 

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+from engine.commands.credentials import add_options
 from engine.commands.output import err, out, write_json
 from engine.commands.params import wants_json
 from engine.errors import LoraplexError
@@ -19,7 +20,14 @@ _ENGINE = "Install the engine: pip install 'loraplex[cpu]', or [gpu] on a machin
 
 
 class Root(TyperGroup):
-    """Turns the errors that a command may raise into a few lines and an exit code; a bug keeps its traceback."""
+    """Turns the errors that a command may raise into a few lines and an exit code; a bug keeps its traceback.
+
+    It also gives every command that calls a server the options that say how.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        add_options(self)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command: exit code 1 when it fails, 130 on Ctrl-C."""

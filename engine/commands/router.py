@@ -12,8 +12,9 @@ from engine.config import RouterSettings, load
 _PANELS = {
     "replicas": "Where the replicas are",
     "host": "Where to listen",
+    "tls_certificate": "Who may call",
     "max_message_mib": "Bounds",
-    "log_format": "Logs",
+    "log_format": "Logs and traces",
 }
 
 

@@ -12,10 +12,11 @@ from engine.config import Settings, load_settings
 _PANELS = {
     "model": "What to serve",
     "host": "Where to listen",
+    "policy": "Who may call",
     "dtype": "The engine",
     "max_waiting": "Who goes next",
     "max_message_mib": "Bounds",
-    "log_format": "Logs",
+    "log_format": "Logs and traces",
 }
 
 
@@ -26,6 +27,7 @@ def command(config: Path | None, **flags: Any) -> None:
       loraplex serve
       loraplex serve --model /models/llama-8b --registry s3://adapters/prod
       loraplex serve --engine fake --port 0 --http-port 0
+      loraplex serve --policy policy.yaml --tls-certificate tls.crt --tls-key tls.key --host 0.0.0.0
       loraplex serve --config loraplex.yaml --log-level debug
       LORAPLEX_PORT=6000 loraplex serve
 

@@ -43,11 +43,11 @@ def top(
 
 
 async def _once(server: str, interval: float, *, as_json: bool) -> None:
-    from engine.client import AsyncClient
+    from engine.client import connect
     from engine.commands.top_frame import Frame
     from engine.commands.top_view import data, view
 
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         first = await _look(client)
         await asyncio.sleep(interval)
         frame = Frame(server, first, await _look(client))
@@ -58,11 +58,11 @@ async def _live(server: str, interval: float) -> None:
     from rich.console import Group
     from rich.live import Live
 
-    from engine.client import AsyncClient, RequestError
+    from engine.client import RequestError, connect
     from engine.commands.top_frame import Frame
     from engine.commands.top_view import view
 
-    async with AsyncClient(server) as client:
+    async with connect(server) as client:
         looks = deque([await _look(client)], maxlen=max(2, round(_WINDOW_S / interval) + 1))
         with Live(console=output.out, screen=True, auto_refresh=False) as screen:
             while True:

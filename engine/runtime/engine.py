@@ -82,7 +82,8 @@ class EngineRequest:
 
     `sampling.max_tokens` is set. `on_restart` is called when the engine died and the answer begins again: forget all deltas so
     far. None: they cannot be taken back. With `resume`, `sampling.n` is 1, `max_tokens` and `min_tokens` count the whole
-    answer, and no prompt log probabilities come.
+    answer, and no prompt log probabilities come. Requests with different `cache_salt` share no cached prefixes.
+    `trace` is the traceparent for the engine's own spans, if it makes any.
     """
 
     id: str
@@ -91,6 +92,8 @@ class EngineRequest:
     adapter: LoadedAdapter | None = None
     on_restart: Callable[[], None] | None = None
     resume: Resume | None = None
+    cache_salt: str = ""
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ class Engine(Protocol):
     def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
         """Write the file `target` from an adapter's published files, so that `load_adapter` has only to copy.
 
-        Takes a while and is called in a thread; valid after `start`. The same files give the same target in every life of the
-        engine. Raises InvalidAdapter.
+        Takes a while and is called in a thread; valid after the first `start`, also while the engine is stopped. The same files
+        give the same target in every life of the engine. Raises InvalidAdapter, and OSError when the target cannot be written.
         """
         ...
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import llguidance
+import safetensors
 
 from engine.errors import EngineDied, InvalidAdapter, NotFinite
 from engine.registry.file_checks import CONFIG, WEIGHTS
@@ -48,6 +49,7 @@ class FakeEngine:
         self.loaded: dict[int, LoadedAdapter] = {}
         self.running: set[str] = set()
         self.alive = True
+        self._started = 0
         self.steps = 0
         self.not_finite: set[str] = set()  # who (base, or a version) gives NaN after two tokens
 
@@ -55,6 +57,7 @@ class FakeEngine:
         """A new engine, which holds no adapter."""
         self.loaded.clear()
         self.alive = True
+        self._started += 1
 
     async def stop(self) -> None:
         """From now on every request fails with EngineDied, as with a real engine that is gone."""
@@ -79,7 +82,11 @@ class FakeEngine:
             to_grammar(sampling.structured)
 
     def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
-        """Nothing to convert: the weights as they are."""
+        """Nothing to convert: the weights as they are, if they are any."""
+        try:
+            safetensors.deserialize(files[WEIGHTS])  # type: ignore[no-untyped-call]
+        except safetensors.SafetensorError as error:
+            raise InvalidAdapter("load", WEIGHTS, "cannot be read", fix="Publish it as PEFT saves it.") from error
         target.write_bytes(files[WEIGHTS])
 
     async def load_adapter(self, adapter: LoadedAdapter, replaced: LoadedAdapter | None = None) -> None:
@@ -100,12 +107,13 @@ class FakeEngine:
         if request.adapter is not None and request.adapter.id not in self.loaded:
             self.alive = False  # what happens to a real engine that must load an adapter inside its step
         self.running.add(request.id)
+        started = self._started
         try:
             answers = [_Answer(request, index) for index in range(request.sampling.n)]
             if request.resume:
                 answers[0].catch_up(request.resume)
             for turn in itertools.count():
-                if not self.alive:
+                if not self.alive or started != self._started:  # whoever restarts it does not bring answers back
                     raise EngineDied
                 if turn == 2 and _who(request) in self.not_finite:
                     raise NotFinite(_who(request))

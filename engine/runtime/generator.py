@@ -10,15 +10,16 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontex
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine.errors import InvalidRequest, LoraplexError, NotFinite, OtherVersion
+from engine.errors import AdapterLost, InvalidRequest, LoraplexError, NotFinite, OtherVersion
 from engine.registry.catalog import Catalog, Route, Side
 from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
+from engine.runtime.allowance import Allowance, Allowances, unlimited
 from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Resume, Sampling
 from engine.runtime.grammars import Grammars
 from engine.runtime.residency import Residency
-from engine.runtime.shadow import Answered, Shadows
+from engine.runtime.shadow import Answered, Copied, Shadows
 from engine.runtime.tokens import check_ids
 
 DEFAULT_MAX_TOKENS = 128
@@ -49,7 +50,7 @@ class GenerationRequest:
 
     `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. The same `routing_key` always gets
     the same side of a canary. `on_restart` is for who has not passed any delta on: it is called when the engine died and all of
-    them come again.
+    them come again. `trace` is a traceparent (https://www.w3.org/TR/trace-context).
     """
 
     prompt: Prompt
@@ -61,6 +62,7 @@ class GenerationRequest:
     routing_key: str = ""
     on_restart: Callable[[], None] | None = None
     begun: Begun | None = None
+    trace: str = ""
 
 
 @dataclass
@@ -140,7 +142,9 @@ class Generator:
         residency: Residency,
         observers: Sequence[Observer] = (),
         shadows: Shadows | None = None,
+        allowances: Allowances = unlimited,
     ) -> None:
+        self._allowances = allowances
         self._observers = observers
         self._shadows = shadows
         self.engine = engine
@@ -159,13 +163,23 @@ class Generator:
 
         The version is resolved here, once: an alias that moves later changes nothing for this request.
         """
+        allowance = self._allowances(request.tenant)
+        request = _allowed(request, allowance)  # before it counts: who asked for too much may ask for less
+        with allowance.entered(goes_on=request.begun is not None):
+            async with self._answer(request, allowance) as answer_and_deltas:
+                yield answer_and_deltas
+
+    @asynccontextmanager
+    async def _answer(
+        self, request: GenerationRequest, allowance: Allowance
+    ) -> AsyncIterator[tuple[Answer, AsyncIterator[Delta]]]:
         arrived = time.monotonic()
         route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else NO_ROUTE
         if route.manifest:
             self.residency.check_base(route.manifest)
         await self._check(request.sampling)
         ids = await self.encode(request.prompt)
-        sampling = self._fit(request.sampling, len(ids))
+        sampling = self._fit(request.sampling, len(ids), allowance.max_tokens)
         answer = Answer(route.manifest, len(ids), sampling.n, arrived, request.tenant, route.side)
         if request.begun:
             self._check_begun(request.begun, route.manifest, sampling)
@@ -176,28 +190,32 @@ class Generator:
         with self._observed(answer), self.residency.expected(route.manifest):
             if route.manifest:
                 self.residency.check_quarantine(route.manifest)
-            async with self._answered(request, answer, ids, sampling) as deltas:
+            async with self._answered(request, answer, ids, sampling, allowance) as deltas:
                 yield answer, deltas
         if copied and route.shadow and route.manifest and answer.finished == answer.answers:
-            copied.copy(route.shadow, route.manifest, _answered(answer), ids, sampling)
+            asked = Copied(ids, sampling, allowance.cache_salt)
+            copied.copy(route.shadow, route.manifest, _answered(answer), asked)
 
     @asynccontextmanager
     async def _answered(
-        self, request: GenerationRequest, answer: Answer, ids: list[int], sampling: Sampling
+        self, request: GenerationRequest, answer: Answer, ids: list[int], sampling: Sampling, allowance: Allowance
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """The deltas, once there is a place and the adapter is in it."""
         manifest, arrived = answer.manifest, answer.arrived
         async with self.admission.place(_asked(request, answer, sampling)) as place:
             answer.queue_s = time.monotonic() - arrived
             answer.admitted = True
+            # All that the engine reads: also the answer's beginning, which another server charged for when it was said.
+            # Each counts for itself, so here it is charged once, and comes to what the whole answer would have cost here.
+            allowance.spend(answer.prompt_tokens + answer.resumed)
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
                     f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer),
-                    request.begun.resume if request.begun else None,
+                    request.begun.resume if request.begun else None, allowance.cache_salt, request.trace,
                 )  # fmt: skip
-                async with aclosing(self._run(answer, place, engine_request)) as deltas:
+                async with aclosing(self._run(answer, place, engine_request, allowance)) as deltas:
                     yield deltas
 
     @contextmanager
@@ -251,15 +269,16 @@ class Generator:
         if len(ids) >= (sampling.max_tokens or 0):
             raise InvalidRequest("resume.token_ids", f"has {len(ids)} tokens, all of max_tokens {sampling.max_tokens}")
 
-    def _fit(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
-        """Settle max_tokens, or raise InvalidRequest when prompt and answer cannot fit the context."""
+    def _fit(self, sampling: Sampling, prompt_tokens: int, most: int | None) -> Sampling:
+        """Settle max_tokens, at `most` if none is given, or raise InvalidRequest when prompt and answer cannot fit."""
         context = self.engine.info.context_length
         room = context - prompt_tokens
         if room < 1:
             raise InvalidRequest(
                 "prompt", f"has {prompt_tokens} tokens; the context length is {context}, answer included"
             )
-        wanted = sampling.max_tokens or max(min(DEFAULT_MAX_TOKENS, room), sampling.min_tokens)
+        usual = min(DEFAULT_MAX_TOKENS, room, most or DEFAULT_MAX_TOKENS)
+        wanted = sampling.max_tokens or max(usual, sampling.min_tokens)
         if wanted > room:
             raise InvalidRequest(
                 "sampling.max_tokens",
@@ -268,17 +287,37 @@ class Generator:
             )
         return replace(sampling, max_tokens=wanted)
 
-    async def _run(self, answer: Answer, place: Place, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+    async def _run(
+        self, answer: Answer, place: Place, request: EngineRequest, allowance: Allowance
+    ) -> AsyncGenerator[Delta, None]:
         try:
             async with aclosing(self.engine.generate(request)) as deltas:
                 async for delta in deltas:
                     answer.count(delta)
                     place.served(len(delta.token_ids))
+                    allowance.spend(len(delta.token_ids))
                     yield delta
-        except NotFinite:
-            if answer.manifest:
+        except (NotFinite, AdapterLost) as error:
+            if answer.manifest is None:
+                raise
+            if isinstance(error, NotFinite):
                 self.residency.quarantine(answer.manifest)
-            raise
+            raise type(error)(answer.manifest.ref) from error  # the engine may know the same bytes by another's name
+
+
+def _allowed(request: GenerationRequest, allowance: Allowance) -> GenerationRequest:
+    """The request as its tenant may make it. Raises InvalidRequest if it may not."""
+    if request.begun and allowance.max_priority is not None:
+        # A router asks for an answer's rest with the highest priority, and does not know what the tenant's is.
+        request = replace(request, priority=min(request.priority, allowance.max_priority))
+    tokens = request.sampling.max_tokens or request.sampling.min_tokens
+    for field, asked, most in (
+        ("priority", request.priority, allowance.max_priority),
+        ("sampling.max_tokens", tokens, allowance.max_tokens),
+    ):
+        if most is not None and asked > most:
+            raise InvalidRequest(field, f"{asked} is above the {most} that the policy allows the tenant")
+    return request
 
 
 def _answered(answer: Answer) -> Answered:

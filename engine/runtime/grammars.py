@@ -50,9 +50,7 @@ class Grammars:
         """End the worker."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            with contextlib.suppress(ProcessLookupError):
-                worker.kill()
-            await worker.communicate()
+            await _kill(worker)
 
     async def _ask(self, structured: Structured) -> list[str]:
         worker = await self._running()
@@ -72,23 +70,40 @@ class Grammars:
                 await self.stop()
 
     async def _running(self) -> asyncio.subprocess.Process:
+        """The worker; one that has just been started is only kept once its first answer is read."""
         if self._worker is None or self._worker.returncode is not None:
             pipe = asyncio.subprocess.PIPE
             command = [sys.executable, "-m", "engine.runtime.grammars"]
-            self._worker = await asyncio.create_subprocess_exec(
+            worker = await asyncio.create_subprocess_exec(
                 *command, stdin=pipe, stdout=pipe, limit=_LONGEST_LINE, start_new_session=True
             )
-            async with asyncio.timeout(_START_S):
-                await _exchange(self._worker, json.dumps(asdict(Structured("regex", "a"))))
+            try:
+                async with asyncio.timeout(_START_S):
+                    await _exchange(worker, json.dumps(asdict(Structured("regex", "a"))))
+            except BaseException as error:  # also when the caller has left
+                await _kill(worker)
+                if isinstance(error, TimeoutError | EOFError):  # the machine is busy or full: no word about the grammar
+                    raise Overloaded(self._waiting, "grammars wait to be compiled") from error
+                raise
+            self._worker = worker
         return self._worker
+
+
+async def _kill(worker: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        worker.kill()
+    await worker.communicate()
 
 
 async def _exchange(worker: asyncio.subprocess.Process, line: str) -> list[str]:
     if worker.stdin is None or worker.stdout is None:
         raise RuntimeError("the grammar worker has no pipes")
-    worker.stdin.write(line.encode() + b"\n")
-    await worker.stdin.drain()
-    answer = await worker.stdout.readline()
+    try:
+        worker.stdin.write(line.encode() + b"\n")
+        await worker.stdin.drain()
+        answer = await worker.stdout.readline()
+    except ConnectionError as error:
+        raise EOFError from error
     if not answer:
         raise EOFError
     problem: list[str] = json.loads(answer)

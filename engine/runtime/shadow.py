@@ -44,6 +44,15 @@ class Answered:
     total_s: float
 
 
+@dataclass(frozen=True)
+class Copied:
+    """What a caller asked, as its copies ask it."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    cache_salt: str = ""
+
+
 @dataclass
 class Times:
     """The latest times of one version."""
@@ -135,9 +144,7 @@ class Shadows:
             report = self._reports[shadow.name] = ShadowReport(shadow)
         return report
 
-    def copy(
-        self, shadow: Shadow, current: Manifest, answered: Answered, prompt: Sequence[int], sampling: Sampling
-    ) -> None:
+    def copy(self, shadow: Shadow, current: Manifest, answered: Answered, asked: Copied) -> None:
         """Ask the shadow what `current` has answered, if there is room just now; returns at once."""
         report = self.report(shadow)
         report.drawn += 1
@@ -145,14 +152,12 @@ class Shadows:
         if refusal := self._spare.refusal():
             self._count(shadow.name, report.drop(refusal))
             return
-        self._spare.run(self._copy(report, current, answered, prompt, sampling))
+        self._spare.run(self._copy(report, current, answered, asked))
 
-    async def _copy(
-        self, report: ShadowReport, current: Manifest, answered: Answered, prompt: Sequence[int], sampling: Sampling
-    ) -> None:
+    async def _copy(self, report: ShadowReport, current: Manifest, answered: Answered, asked: Copied) -> None:
         try:
             async with asyncio.timeout(_LONGEST_S):
-                outcome = await self._compared(report, current, answered, prompt, sampling)
+                outcome = await self._compared(report, current, answered, asked)
         except LoraplexError as error:
             outcome = report.fail(error)
         except TimeoutError:
@@ -167,22 +172,22 @@ class Shadows:
             outcome = "failed"
         self._count(report.shadow.name, outcome)
 
-    async def _compared(
-        self, report: ShadowReport, current: Manifest, answered: Answered, prompt: Sequence[int], sampling: Sampling
-    ) -> Outcome:
+    async def _compared(self, report: ShadowReport, current: Manifest, answered: Answered, asked: Copied) -> Outcome:
         other = self._catalog.adapter(current.name).manifests.get(report.shadow.version)
-        greedy = replace(sampling, n=1, temperature=0.0, logprobs=None, prompt_logprobs=None)
+        sampled = asked.sampling.temperature > 0
+        sampling = replace(asked.sampling, n=1, temperature=0.0, logprobs=None, prompt_logprobs=None)
+        greedy = replace(asked, sampling=sampling)
         if other is None or not await self._in_engine(other):
             return report.drop("not loaded")
-        if sampling.temperature > 0:
-            again = await self._ask(current, prompt, greedy)
+        if sampled:
+            again = await self._ask(current, greedy)
             if again is None:
                 return report.drop("not loaded")
             answered = again
-        theirs = await self._ask(other, prompt, greedy)
+        theirs = await self._ask(other, greedy)
         if theirs is None:
             return report.drop("not loaded")
-        report.asked_greedily += sampling.temperature > 0
+        report.asked_greedily += sampled
         return report.compare(answered, theirs)
 
     async def _in_engine(self, manifest: Manifest) -> bool:
@@ -197,19 +202,21 @@ class Shadows:
         await self._residency.preload(manifest)
         return True
 
-    async def _ask(self, manifest: Manifest, prompt: Sequence[int], sampling: Sampling) -> Answered | None:
+    async def _ask(self, manifest: Manifest, asked: Copied) -> Answered | None:
         """The version's answer; None if it has left the engine."""
         async with self._residency.borrow(manifest) as adapter:
             if adapter is None:
                 return None
             try:
-                return await self._generate(adapter, prompt, sampling)
+                return await self._generate(adapter, asked)
             except NotFinite:
                 self._residency.quarantine(manifest)
                 raise
 
-    async def _generate(self, adapter: LoadedAdapter, prompt: Sequence[int], sampling: Sampling) -> Answered:
-        request = EngineRequest(f"s{next(self._numbers)}", prompt, sampling, adapter)
+    async def _generate(self, adapter: LoadedAdapter, asked: Copied) -> Answered:
+        request = EngineRequest(
+            f"s{next(self._numbers)}", asked.prompt, asked.sampling, adapter, cache_salt=asked.cache_salt
+        )
         tokens: list[int] = []
         started, first = time.monotonic(), 0.0
         async with aclosing(self._engine.generate(request)) as deltas:

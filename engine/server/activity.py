@@ -18,6 +18,7 @@ from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COS
 from engine.runtime.generator import Answer, Ending
 from engine.runtime.recent import Recent
 from engine.server.convert import duration
+from engine.server.identity import ANYBODY, Principal
 
 _MOST = 200  # versions and tenants that are remembered
 _EVENTS = 50
@@ -59,7 +60,7 @@ class Activity:
         self._open: dict[int, Answer] = {}
         self._versions: OrderedDict[Version, Served] = OrderedDict()
         self._tenants: OrderedDict[str, Served] = OrderedDict()
-        self._events: deque[tuple[float, str, str]] = deque(maxlen=_EVENTS)
+        self._events: deque[tuple[float, str, str, str]] = deque(maxlen=_EVENTS)
         self._tokens = 0
 
     def began(self, answer: Answer) -> None:
@@ -75,7 +76,7 @@ class Activity:
 
     def engine_restarted(self, seconds: float) -> None:
         """The engine was replaced."""
-        self._note("restarted", f"the engine is back after {seconds:.1f} s")
+        self._note("", "restarted", f"the engine is back after {seconds:.1f} s")
 
     async def follow(self, catalog: Catalog) -> NoReturn:
         """Remember what happens in the registry and the engine from now on."""
@@ -87,16 +88,20 @@ class Activity:
             except Overloaded:
                 continue  # so many at once that some went by
 
-    def snapshot(self, *, ready: bool) -> pb.GetActivityResponse:
-        """Everything now."""
+    def snapshot(self, *, ready: bool, viewer: Principal = ANYBODY) -> pb.GetActivityResponse:
+        """Everything that the viewer may see, now."""
         now = time.monotonic()
         return pb.GetActivityResponse(
             uptime=duration(now - self._started),
             ready=ready,
             generated_tokens=self._tokens + sum(answer.completion_tokens for answer in self._open.values()),
-            adapters=self._adapters(),
-            tenants=self._tenants_now(),
-            events=[pb.ActivityEvent(ago=duration(now - at), kind=kind, text=text) for at, kind, text in self._events],
+            adapters=[one for one in self._adapters() if viewer.uses(one.name)],
+            tenants=[one for one in self._tenants_now() if viewer.sees_tenant(one.name)],
+            events=[
+                pb.ActivityEvent(ago=duration(now - at), kind=kind, text=text)
+                for at, name, kind, text in self._events
+                if not name or viewer.sees(name)
+            ],
         )
 
     def _adapters(self) -> list[pb.AdapterActivity]:
@@ -145,8 +150,8 @@ class Activity:
             for name, served in sorted(known.items(), key=lambda one: -(running + waiting)[one[0]])
         ]
 
-    def _note(self, kind: str, text: str) -> None:
-        self._events.append((time.monotonic(), kind, text))
+    def _note(self, name: str, kind: str, text: str) -> None:
+        self._events.append((time.monotonic(), name, kind, text))
 
 
 def _entry(entries: OrderedDict[K, Served], key: K) -> Served:
@@ -172,19 +177,19 @@ def _percentile(values: Recent, percent: float) -> Duration | None:
     return None if value is None else duration(value)
 
 
-def _told(event: Event) -> tuple[str, str]:
-    """An event's kind, and a sentence about it."""
+def _told(event: Event) -> tuple[str, str, str]:
+    """The adapter that an event is about, its kind, and a sentence about it."""
     match event:
         case Published(manifest=manifest):
-            return "published", manifest.ref
+            return manifest.name, "published", manifest.ref
         case Deleted(name=name, version=version):
-            return "deleted", f"{name}@{version}"
+            return name, "deleted", f"{name}@{version}"
         case AliasMoved_(name=name, change=change):
-            return "alias", _move(name, change)
+            return name, "alias", _move(name, change)
         case InEngine(change="loaded", manifest=manifest, seconds=seconds):
-            return "loaded", f"{manifest.ref} in {seconds:.2f} s"
+            return manifest.name, "loaded", f"{manifest.ref} in {seconds:.2f} s"
         case InEngine(change=kind, manifest=manifest):
-            return kind, manifest.ref
+            return manifest.name, kind, manifest.ref
 
 
 def _move(name: str, change: AliasChange) -> str:

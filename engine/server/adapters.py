@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
-from engine.errors import InvalidRequest, Overloaded
+from engine.errors import AliasMoved, InvalidRequest, Overloaded
 from engine.registry.aliases import version_before
 from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.checks import Limits, check_adapter
@@ -24,6 +26,7 @@ from engine.runtime.residency import OnStage, Residency
 from engine.runtime.shadow import Shadows
 from engine.server import convert
 from engine.server.boundary import Context
+from engine.server.identity import principal
 from engine.server.moves import Moves
 from engine.server.progress import progress, reported
 from engine.server.trials import Trials
@@ -54,9 +57,10 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
         self._publishing = 0
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
-        """All adapters, as the store has them now."""
+        """All adapters that the caller may know of, as the store has them now."""
         await self._catalog.refresh()
-        return pb.ListAdaptersResponse(adapters=[_summary(view) for _, view in sorted(self._catalog.adapters.items())])
+        views, sees = sorted(self._catalog.adapters.items()), principal().sees
+        return pb.ListAdaptersResponse(adapters=[_summary(view) for name, view in views if sees(name)])
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
         """One adapter with its versions and its history."""
@@ -138,6 +142,8 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
             await self._catalog.refresh()
             view = self._catalog.adapter(request.name)
             present = self._catalog.resolve(AdapterRef(request.name, alias)).version
+            if request.expected_version and request.expected_version != present:
+                raise AliasMoved(f"{request.name}@{alias}", request.expected_version, present)
             target = version_before(request.name, alias, view.history, view.manifests)
             reason = request.reason or "rollback"
             switch = partial(
@@ -205,12 +211,13 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
         context: Context,
     ) -> AsyncIterator[pb.WatchAdaptersResponse]:
         """Pass the catalog's changes on, after an empty message that says that the watch has begun."""
+        sees = principal().sees
         with self._catalog.subscribe() as changes:
             yield pb.WatchAdaptersResponse()
             async for change in changes:
                 message = _watched(change)
                 wanted = request.include_engine or not isinstance(change, InEngine)
-                if wanted and request.name in ("", message.name):
+                if wanted and request.name in ("", message.name) and sees(message.name):
                     yield message
 
     def _version(self, manifest: Manifest) -> pb.AdapterVersion:
@@ -264,9 +271,9 @@ def _evaluation(text: str) -> dict[str, Any] | None:
 
 def _json_object(text: str, field: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = from_json(text)  # not json's, which reads what could not be read back from a manifest
     except ValueError as error:
-        raise InvalidRequest(field, "is not JSON") from error
+        raise InvalidRequest(field, "is not JSON in valid Unicode, nested at most 200 levels deep") from error
     if not isinstance(content, dict):
         raise InvalidRequest(field, "must be a JSON object")
     return content

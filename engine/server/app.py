@@ -8,6 +8,7 @@ Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what 
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import shutil
@@ -46,7 +47,7 @@ from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
-from engine.runtime.generator import Generator
+from engine.runtime.generator import Generator, Observer
 from engine.runtime.residency import HostMemory, Residency, shared_folder
 from engine.runtime.shadow import Shadows
 from engine.runtime.spare import Spare
@@ -57,9 +58,14 @@ from engine.server.boundary import Boundary
 from engine.server.engine_info import EngineService
 from engine.server.generation import GenerationService
 from engine.server.http import SidePort
+from engine.server.identity import Identity
+from engine.server.identity.tls import Tls
 from engine.server.metrics import Metrics
 from engine.server.moves import Moves
+from engine.server.tracing import tracing_of
 from engine.server.trials import Trials
+from engine.server.web.inprocess import InProcess
+from engine.server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
@@ -71,12 +77,16 @@ SERVICES = (
 END_WITH_PARENT = "LORAPLEX_END_WITH_PARENT"  # environment: the parent's process id
 _PARENT_S = 0.5  # between looks at it
 _HEALTH_S = 0.1  # between looks at the engine
-KEEPALIVE = (
+CONNECTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # A unary Generate sends nothing while it decodes; by default a client that pings meanwhile is sent away.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Beyond 1,000 calls (by default) that the event loop has not looked at yet, gRPC ends everybody's with CANCELLED. One
+    # caller who resets its calls as fast as it sends them would bring that about; ours is the bound that says UNAVAILABLE.
+    ("grpc.server.max_pending_requests", 16_384),
+    ("grpc.server.max_pending_requests_hard_limit", 32_768),
 )
 
 
@@ -86,14 +96,23 @@ class App:
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.activity = Activity(parse_weights(settings.tenant_weights))
+        self.identity = Identity(settings, self.metrics)
+        self.activity = Activity(
+            self.identity.quotas.weights if self.identity.on else parse_weights(settings.tenant_weights)
+        )
         self.engine = Supervised(
             engine or make_engine(settings), settings.max_restarts, self, max_stall_s=settings.max_stall_s
         )
-        self.boundary = Boundary(self.metrics, settings.max_streams)
+        self.boundary = Boundary(self.metrics, settings.max_streams, self.identity)
+        self.boundary.tracing = self.tracing = tracing_of(settings, "loraplex")
         self.health = HealthServicer()
-        self.side_port = SidePort(self.metrics, alive=self._alive, ready=self._ready)
-        self.admission = Admission(_rules(settings), self.metrics)
+        self.interceptors: list[aio.ServerInterceptor] = [self.boundary]
+        body = settings.max_message_mib * MEBIBYTE
+        self.site = Site(self.interceptors, settings.host, body, settings.reports, self.identity)
+        self.side_port = SidePort(
+            self.metrics, alive=self._alive, ready=self._ready, identity=self.identity, site=self.site
+        )
+        self.admission = Admission(_rules(settings, self.identity), self.metrics)
         self.port = settings.port
         self.http_port = settings.http_port
         self._server: aio.Server | None = None
@@ -119,11 +138,16 @@ class App:
         )
         await self._add_services(registry, base)
         self._starting = False
-        work = (self._refresh(), self._watch_engine(), self.trials.run(), self.activity.follow(self.catalog))
+        work = (
+            self._refresh(), self._watch_engine(), self.trials.run(), self.activity.follow(self.catalog),
+            self.identity.watch(), self.metrics.loop_lag.run(),
+        )  # fmt: skip
         self._tasks = [asyncio.create_task(each) for each in work]
         self.boundary.ready = True
         await self._set_health(serving=True)
         seconds = round(time.monotonic() - started, 1)
+        if settings.unprotected:
+            log.warning("other machines reach this server unprotected: --allow-remote", missing=settings.unprotected)
         log.info("ready", address=f"{settings.host}:{self.port}", http_port=self.http_port, seconds=seconds)
 
     async def drain(self) -> None:
@@ -150,6 +174,9 @@ class App:
         if self.generator:
             await self.generator.grammars.stop()
         await self.engine.stop()
+        self.identity.close()
+        if self.tracing:
+            await self.tracing.close()
         if self._prepared:
             shutil.rmtree(self._prepared, ignore_errors=True)
         log.info("stopped")
@@ -161,9 +188,9 @@ class App:
             ("grpc.so_reuseport", 0),  # by default a second server would take half of this one's connections
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            *KEEPALIVE,
+            *CONNECTIONS,
         )
-        server = aio.server(interceptors=[self.boundary], options=options)
+        server = aio.server(interceptors=self.interceptors, options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.reflection:
             names = [service.full_name for service in SERVICES]
@@ -173,13 +200,10 @@ class App:
 
     def _bind(self, server: aio.Server) -> None:
         address = f"{self.settings.host}:{self.settings.port}"
-        try:
-            self.port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise AddressInUse(f"{address} (gRPC)") from error
+        self.port = listen(server, address, self.identity.tls)
 
     async def _add_services(self, registry: Registry, base: Base) -> None:
-        settings, server = self.settings, _Running(self._server)
+        settings, server = self.settings, _Running(self._server, self.site.calls)
         if settings.require_signature:
             check_key(settings.require_signature)
         self.catalog = Catalog(registry)
@@ -190,9 +214,12 @@ class App:
         moves = Moves(self.catalog, residency)
         self.trials = Trials(registry, self.catalog, residency, moves, f"server {socket.gethostname()}:{self.port}")
         shadows = Shadows(self.engine, self.catalog, residency, self._spare, self.metrics)
-        observers = (self.metrics, self.activity, self.trials)
-        self.generator = Generator(self.engine, self.catalog, self.admission, residency, observers, shadows)
-        self.metrics.watch(self.engine, self.admission, residency)
+        observers: list[Observer] = [self.metrics, self.activity, self.trials]
+        if self.tracing:
+            observers.append(self.tracing)
+        allowances = self.identity.allowances
+        self.generator = Generator(self.engine, self.catalog, self.admission, residency, observers, shadows, allowances)
+        self.metrics.watch(self.engine, self.admission, residency, self.catalog)
         limits = Limits(settings.max_rank, settings.max_adapter_mib * MEBIBYTE, settings.require_signature)
         adapters = AdapterService(
             registry, self.catalog, residency, moves, self.trials, shadows, base, limits, settings.max_publishing
@@ -265,13 +292,15 @@ class App:
 
 
 class _Running:
-    """Adds services to a server that runs already, which gRPC allows for generic handlers only."""
+    """Adds services to a server that runs already, which gRPC allows for generic handlers only; and to the HTTP site."""
 
-    def __init__(self, server: aio.Server | None) -> None:
+    def __init__(self, server: aio.Server | None, calls: InProcess) -> None:
         self._server = server
+        self._calls = calls
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Add the service."""
+        self._calls.add_generic_rpc_handlers(handlers)
         if self._server:
             self._server.add_generic_rpc_handlers(handlers)
 
@@ -279,7 +308,16 @@ class _Running:
         """A faster look-up that is closed once the server runs."""
 
 
-def _rules(settings: Settings) -> Rules:
+def listen(server: aio.Server, address: str, tls: Tls | None) -> int:
+    """Open a gRPC server's port, by TLS if there is any. Raises AddressInUse."""
+    try:
+        return server.add_secure_port(address, tls.credentials()) if tls else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise AddressInUse(f"{address} (gRPC)") from error
+
+
+def _rules(settings: Settings, identity: Identity) -> Rules:
+    quotas = identity.quotas
     return Rules(
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
@@ -287,7 +325,8 @@ def _rules(settings: Settings) -> Rules:
         max_wait_s=settings.max_wait_s,
         max_wait_per_tenant_s=settings.max_wait_per_tenant_s or math.inf,
         max_adapter_wait_s=settings.max_adapter_wait_s,
-        weights=parse_weights(settings.tenant_weights),
+        weights=quotas.weights if identity.on else parse_weights(settings.tenant_weights),
+        waiting_limits=quotas.waiting_limits,
     )
 
 
@@ -325,6 +364,8 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            gc.collect()
+            gc.freeze()  # what the start has made stays: a collection that looks at all of it would make every stream wait
             await waiting
     finally:
         starting.cancel()

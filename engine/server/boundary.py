@@ -1,7 +1,7 @@
 """The outermost interceptor: what every call goes through, whatever the service.
 
-It gives the call a request id, refuses it while the server is not ready, reads and checks its messages, and turns every
-error into one of ours; nothing else leaves the server. It also counts and logs the call.
+It gives the call a request id, refuses it while the server is not ready, asks who calls and whether they may, reads and
+checks its messages, and turns every error into one of ours; nothing else leaves the server. It also counts and logs the call.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import grpc
@@ -20,14 +21,18 @@ import structlog
 from grpc import aio
 
 from engine.errors import InternalError, LoraplexError, NotReady, Overloaded
+from engine.server.identity import FORWARDED_KEY, Identity, Principal, act_as
+from engine.server.identity.rights import Need, check_adapter, check_role, need_of, sign
 from engine.server.status import code_of, message_of, trailers_of
+from engine.server.tracing import Tracing, traceparent_of
 from engine.server.validation import parse
 
 log = structlog.get_logger("loraplex.call")
 
 _OURS = "/loraplex.v1."
-_FREQUENT = ("GetEngine",)  # routers ask several times a second
+_FREQUENT = ("GetEngine", "GetActivity")  # routers and consoles ask all the time
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_current: ContextVar[str] = ContextVar("traceparent", default="")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 Context = aio.ServicerContext[Any, Any]
@@ -41,11 +46,13 @@ class CallObserver(Protocol):
 
 
 class Boundary(aio.ServerInterceptor):
-    """Wraps every handler. Set `ready` once the engine can generate."""
+    """Wraps every handler. Set `ready` once the engine can generate. Without `identity` nobody is asked who they are."""
 
-    def __init__(self, metrics: CallObserver, max_calls: int) -> None:
+    def __init__(self, metrics: CallObserver, max_calls: int, identity: Identity | None = None) -> None:
         self.ready = False
+        self.tracing: Tracing | None = None
         self._metrics = metrics
+        self._identity = identity
         self._max_calls = max_calls
         self._calls = 0
 
@@ -106,10 +113,14 @@ class Boundary(aio.ServerInterceptor):
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
         call = Call(method, context)
+        if self.tracing and method.startswith(_OURS) and not method.endswith(_FREQUENT):
+            call.follow(self.tracing.begin(method, context.invocation_metadata()))
         self._calls += 1
         try:
             if method.startswith(_OURS) and self._calls > self._max_calls:
                 raise Overloaded(self._calls, "calls are open")
+            if self._identity:
+                await self._admit(call, self._identity)
             yield call
         except LoraplexError as error:
             await self._refuse(call, error)
@@ -127,22 +138,48 @@ class Boundary(aio.ServerInterceptor):
             await self._refuse(call, InternalError(call.request_id))
         finally:
             self._calls -= 1
-            self._finish(call)
+            await self._finish(call)
+
+    async def _admit(self, call: Call, identity: Identity) -> None:
+        """Find out who calls, and refuse what they may not do whatever the message says."""
+        call.need = need_of(call.method)
+        call.principal = await identity.of_call(call.method, call.context)
+        if call.principal is None:
+            return
+        act_as(call.principal)
+        call.facts |= {"tenant": call.principal.tenant, "credential": call.principal.credential}
+        if call.need:
+            check_role(call.need, call.principal)
 
     async def _refuse(self, call: Call, error: LoraplexError) -> None:
+        if call.principal:
+            error = call.principal.shown(error)
+        call.reason = error.reason
         call.code = code_of(error).name
         call.facts["problem"] = error.message
+        await self._record(call)
         await call.context.abort(code_of(error), message_of(error), trailers_of(error, call.request_id))
 
-    def _finish(self, call: Call) -> None:
+    async def _finish(self, call: Call) -> None:
         if not call.method.startswith(_OURS):
             return
+        if self.tracing and call.span:
+            self.tracing.end(call.span, call.code, call.request_id)
         method = call.method.rpartition("/")[2]
         seconds = time.monotonic() - call.started
         self._metrics.call(method, call.code, seconds)
         facts = {"method": method, "code": call.code, "seconds": round(seconds, 4)} | call.facts
         tell = log.debug if method in _FREQUENT and call.code == "OK" else log.info
         tell("call", request_id=call.request_id, **facts)
+        await self._record(call)
+
+    async def _record(self, call: Call) -> None:
+        """Write an act down, once, and before the caller is told how it ended: a server that stops then loses no line."""
+        identity = self._identity
+        if call.recorded or not (identity and call.need and call.need.audited and (call.principal or not identity.on)):
+            return
+        call.recorded = True
+        await identity.record(call.principal, call.method.rpartition("/")[2], call.code, **call.audit())
 
 
 class Call:
@@ -153,11 +190,26 @@ class Call:
         self.context = context
         self.started = time.monotonic()
         self.code = "OK"
+        self.reason = ""
+        self.need: Need | None = None
+        self.principal: Principal | None = None
+        self.recorded = False
+        self.peer = str(context.peer())  # now: once gRPC has freed the call, asking for it ends the process
         self.facts: dict[str, Any] = {}
         self.request_id = _given_id(context) or uuid.uuid4().hex
+        self.span: Any = None
         if trace := _given_trace(context):
             self.facts["trace_id"] = trace
+        self._details: dict[str, Any] = {}
         self._bind()
+
+    def follow(self, span: Any) -> None:
+        """It is traced: whatever is logged meanwhile names the span."""
+        self.span = span
+        _current.set(traceparent_of(span))
+        _, trace, own, _ = _current.get().split("-")
+        self.facts.pop("trace_id", None)
+        structlog.contextvars.bind_contextvars(trace_id=trace, span_id=own)
 
     def read(self, deserializer: Callable[[bytes], Any] | None, data: bytes) -> Any:
         """Parse and check a message; a request id inside it becomes the call's."""
@@ -170,7 +222,24 @@ class Call:
             self.facts["adapter"] = adapter
         if labels := getattr(inner, "labels", None):
             self.facts["labels"] = dict(labels)
+        if self.need:
+            self._authorize(self.need, request)
         return request
+
+    def audit(self) -> dict[str, Any]:
+        """What the audit log says about it, beside who and what."""
+        via = {"forwarded_for": address} if (address := _value(self.context, FORWARDED_KEY)) else {}
+        told = {"reason": self.reason, "request_id": self.request_id, "peer": self.peer, **via}
+        return {**self._details, **told}
+
+    def _authorize(self, need: Need, request: Any) -> None:
+        if need.audited:
+            named = need.adapter(request)
+            if named is not None:
+                self._details = {"adapter": named, "detail": need.details(request)}
+        if self.principal:
+            check_adapter(need, self.principal, request)
+            sign(request, self.principal)
 
     def _bind(self) -> None:
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
@@ -189,17 +258,26 @@ def request_id() -> str:
     return str(structlog.contextvars.get_contextvars().get("request_id", ""))
 
 
+def traceparent() -> str:
+    """The span of the call that is being handled, for others to put theirs below; empty if it is not traced."""
+    return _current.get()
+
+
 def _given_trace(context: Context) -> str:
     """The trace that the call belongs to, by the caller's traceparent (https://www.w3.org/TR/trace-context)."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and (found := _TRACE.fullmatch(str(value))):
-            return found[1]
-    return ""
+    found = _TRACE.fullmatch(_value(context, "traceparent"))
+    return found[1] if found else ""
 
 
 def _given_id(context: Context) -> str:
     """A well-formed x-request-id of the caller's metadata, else nothing."""
+    value = _value(context, "x-request-id")
+    return value if _REQUEST_ID.fullmatch(value) else ""
+
+
+def _value(context: Context, wanted: str) -> str:
+    """The first value of the caller's metadata by this key, or nothing."""
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+        if key == wanted and isinstance(value, str):
             return value
     return ""

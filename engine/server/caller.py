@@ -9,11 +9,7 @@ from typing import Any
 
 from grpc import aio
 
-from engine.config import TENANT
-from engine.errors import InvalidRequest
-from engine.runtime.admission import ANONYMOUS
-
-TENANT_KEY = "x-loraplex-tenant"
+from engine.server.identity import named_tenant, principal
 
 
 @dataclass(frozen=True)
@@ -25,16 +21,11 @@ class Caller:
 
 
 def caller(context: aio.ServicerContext[Any, Any]) -> Caller:
-    """Who calls. Raises InvalidRequest when the tenant's name is malformed; nothing proves yet that it is the caller's own."""
+    """Who calls: the tenant that was authenticated or, where nobody is asked, the one that the metadata names.
+
+    Raises InvalidRequest when that name is malformed.
+    """
     remaining_s = context.time_remaining()
     deadline = math.inf if remaining_s is None else time.monotonic() + remaining_s
-    for key, value in context.invocation_metadata() or ():
-        if key == TENANT_KEY:
-            name = value if isinstance(value, str) else ""
-            if not TENANT.fullmatch(name):
-                raise InvalidRequest(
-                    TENANT_KEY,
-                    "is no name of at most 64 letters, digits, '.', '_' and '-' that begins with a letter or digit",
-                )
-            return Caller(name, deadline)
-    return Caller(ANONYMOUS, deadline)
+    known = principal()
+    return Caller(named_tenant(context.invocation_metadata() or ()) if known.trusted else known.tenant, deadline)

@@ -26,6 +26,7 @@ from engine.runtime.generator import Answer, Begun, GenerationRequest, Prompt
 from engine.runtime.judgement import Tally
 from engine.runtime.recent import Recent
 from engine.runtime.shadow import ShadowReport, Times
+from engine.server.boundary import traceparent
 from engine.server.caller import Caller
 
 _ROLES: dict[int, Literal["system", "user", "assistant"]] = {
@@ -56,6 +57,7 @@ def to_request(message: generation_pb2.GenerateRequest, caller: Caller) -> Gener
         deadline=caller.deadline,
         routing_key=message.routing_key,
         begun=_begun(message.resume) if message.HasField("resume") else None,
+        trace=traceparent(),
     )
 
 

@@ -14,6 +14,7 @@ from engine.runtime.generator import Generator
 from engine.server.activity import Activity
 from engine.server.boundary import Context
 from engine.server.convert import duration
+from engine.server.identity import principal
 from engine.server.metrics import Metrics
 
 
@@ -51,7 +52,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
 
     async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:
         """Who is being served."""
-        return self._activity.snapshot(ready=self._ready())
+        return self._activity.snapshot(ready=self._ready(), viewer=principal())
 
     def _limits(self) -> pb.Limits:
         settings, info = self._settings, self._generator.engine.info
@@ -67,7 +68,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         )
 
     def _residents(self) -> list[pb.ResidentAdapter]:
-        now = time.monotonic()
+        now, sees = time.monotonic(), principal().sees
         return [
             pb.ResidentAdapter(
                 name=resident.manifest.name,
@@ -79,6 +80,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
                 rank=resident.manifest.rank,
             )
             for resident in self._generator.residency.residents()
+            if sees(resident.manifest.name)
         ]
 
     def _load(self) -> pb.Load:

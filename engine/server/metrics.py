@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
-from engine.registry.catalog import InEngine
+from engine.registry.catalog import Catalog, InEngine
 from engine.runtime import shadow
 from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
@@ -12,6 +14,8 @@ from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COS
 from engine.runtime.generator import Answer, Ending
 from engine.runtime.residency import Residency, Tier
 from engine.runtime.supervised import Supervised
+from engine.server.identity.tls import Tls
+from engine.server.process import LoopLag, OtherMetrics
 
 BASE = "base"  # the label of requests without an adapter
 _FEW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)  # of what has many labels
@@ -40,6 +44,19 @@ class Metrics:
             ["tenant"],
             registry=r,
         )
+        self._tenant_requests = Counter(
+            "loraplex_tenant_requests",
+            "Requests that have ended, by tenant and status.",
+            ["tenant", "code"],
+            registry=r,
+        )
+        self._tenant_ttft = Histogram(
+            "loraplex_tenant_ttft_seconds",
+            "Time to first token, by tenant.",
+            ["tenant"],
+            buckets=_FEW_SECONDS,
+            registry=r,
+        )
         self._tenants = Labels(most=20)
         self._split = Counter(
             "loraplex_canary_requests",
@@ -64,6 +81,9 @@ class Metrics:
         self._by_adapter = ByAdapter(r)
         self._wait = Histogram("loraplex_adapter_wait_seconds", "Wait for the adapter.", buckets=SECONDS, registry=r)
         self._prompt = Counter("loraplex_prompt_tokens", "Prompt tokens.", registry=r)
+        self._cached = Counter(
+            "loraplex_cached_prompt_tokens", "Prompt tokens whose keys and values were still there.", registry=r
+        )
         self._generated = Counter("loraplex_generated_tokens", "Generated tokens.", registry=r)
         self._loads = Histogram(
             "loraplex_adapter_load_seconds",
@@ -84,14 +104,32 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
+        self._quota_refused = Counter(
+            "loraplex_quota_refused", "Requests that a tenant's limit refused.", ["tenant", "limit"], registry=r
+        )
+        self._audit_failed = Counter("loraplex_audit_failed", "Lines that the audit log lacks.", registry=r)
         self.generated_tokens = 0
+        self.loop_lag = LoopLag(r)
+        r.register(OtherMetrics())
 
-    def watch(self, engine: Supervised, admission: Admission, residency: Residency) -> None:
+    def watch(self, engine: Supervised, admission: Admission, residency: Residency, catalog: Catalog) -> None:
         """Report the live state whenever the metrics are read."""
-        gauges = {
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "loraplex_engine_ready": ("1 while the engine can generate.", lambda: float(engine.ready)),
             "loraplex_running": ("Requests on the engine.", lambda: admission.running),
             "loraplex_waiting": ("Requests waiting for a place.", lambda: admission.waiting),
+            "loraplex_waiting_tokens": ("Tokens that those requests may take.", lambda: admission.waiting_tokens),
+            "loraplex_waiting_adapters": (
+                "Adapters that requests wait for and none runs on.",
+                lambda: admission.waiting_adapters,
+            ),
+            "loraplex_max_running": ("Places on the engine.", lambda: admission.rules.max_running),
+            "loraplex_max_waiting": ("Requests that may wait.", lambda: admission.rules.max_waiting),
+            "loraplex_draining": ("1 once no new work is taken.", lambda: float(admission.draining)),
+            "loraplex_registry_readable": (
+                "1 while the registry could be read, all of it, when it was last looked at.",
+                lambda: float(not catalog.last_error),
+            ),
             "loraplex_running_adapters": ("Adapters that requests run on.", lambda: admission.running_adapters),
             "loraplex_resident_adapters": ("Adapters in the engine.", lambda: len(residency.residents())),
             "loraplex_pinned_adapters": (
@@ -105,6 +143,32 @@ class Metrics:
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(value)
 
+    def watch_identity(self, policy_valid: Callable[[], bool], tls: Tls | None) -> None:
+        """Report whether the files that decide who may do what are those in force."""
+        gauge = Gauge(
+            "loraplex_policy_valid",
+            "0 while the policy file is broken, and an older one in force.",
+            registry=self.registry,
+        )
+        gauge.set_function(lambda: float(policy_valid()))
+        if tls:
+            gauge = Gauge(
+                "loraplex_tls_valid", "0 while TLS files are broken, and older ones in force.", registry=self.registry
+            )
+            gauge.set_function(lambda: float(tls.files.valid))
+            gauge = Gauge(
+                "loraplex_tls_expires", "When our certificate expires, as a Unix time.", registry=self.registry
+            )
+            gauge.set_function(lambda: tls.ends.timestamp())
+
+    def quota_refused(self, tenant: str, limit: str) -> None:
+        """Count a refusal by one of a tenant's limits."""
+        self._quota_refused.labels(self._tenants.label(tenant, 1), limit).inc()
+
+    def audit_failed(self) -> None:
+        """Count a line that could not be written."""
+        self._audit_failed.inc()
+
     def call(self, method: str, code: str, seconds: float) -> None:
         """Count a finished call."""
         self._calls.labels(method, code).inc()
@@ -115,6 +179,7 @@ class Metrics:
         self.generated_tokens += answer.completion_tokens
         self._generated.inc(answer.completion_tokens)
         self._prompt.inc(answer.prompt_tokens)
+        self._cached.inc(answer.cached_tokens)
         tenant = self._tenants.label(answer.tenant, answer.prompt_tokens + answer.completion_tokens)
         self._tenant_tokens.labels(tenant, "prompt").inc(answer.prompt_tokens)
         self._tenant_tokens.labels(tenant, "generated").inc(answer.completion_tokens)
@@ -131,6 +196,10 @@ class Metrics:
         """Count a request by its adapter, and by its side if a canary shared it out."""
         name = answer.manifest.name if answer.manifest else BASE
         self._by_adapter.ended(name, answer, ending)
+        tenant = self._tenants.label(answer.tenant, 1)
+        self._tenant_requests.labels(tenant, ending.code).inc()
+        if answer.first_token_s:
+            self._tenant_ttft.labels(tenant).observe(answer.first_token_s)
         if answer.side:
             label = self._canaries.label(name, 1)
             self._split.labels(label, answer.side, ending.code).inc()

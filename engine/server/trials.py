@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -158,16 +158,21 @@ class Trials:
 
     async def look(self) -> None:
         """Carry out what is due. What fails is tried again at the next look."""
-        standing = {canary.name: canary for canary in self._standing()}
-        for name in self._watched.keys() - standing.keys():
+        standing = [name for name in self._catalog.adapters if self._standing(name)]
+        for name in self._watched.keys() - set(standing):
             del self._watched[name]
-        for canary in standing.values():
-            decision = self.decide(self.watch(canary))
-            if decision.end or decision.promote:
-                await self._carry_out(canary, decision)
+        for name in standing:
+            try:
+                if canary := self._standing(name):  # as it is now: what was carried out before took its time
+                    decision = self.decide(self.watch(canary))
+                    if decision.end or decision.promote:
+                        await self._carry_out(canary, decision)
+            except Exception:  # a bug about one canary must not leave all of them unjudged for good
+                log.exception("canary could not be judged", adapter=name)
 
-    def _standing(self) -> Iterator[Canary]:
-        return (view.canary for view in self._catalog.adapters.values() if view.canary)
+    def _standing(self, name: str) -> Canary | None:
+        view = self._catalog.adapters.get(name)
+        return view.canary if view else None
 
     async def _carry_out(self, canary: Canary, decision: Decision) -> None:
         if decision.at_once:

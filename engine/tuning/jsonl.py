@@ -21,7 +21,7 @@ def parsed(text: str, name: str, parse: Callable[[str, int], T], *, empty_fix: s
     """
     rows: list[T] = []
     wrong: list[tuple[int, str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028, which JSON texts may hold
         if not line.strip():
             continue
         try:

@@ -10,18 +10,22 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rapidfuzz import process
 
-from engine.config import load_settings
-from engine.errors import InvalidRecipe
+from engine.config import load_settings, read_yaml, without_nul
+from engine.errors import BadConfiguration, InvalidRecipe
 
 Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        return without_nul(value)
 
 
 class Data(_Section):
@@ -129,13 +133,9 @@ def load_recipe(file: Path, changes: dict[str, Any] | None = None) -> Recipe:
 def written_recipe(file: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """A recipe as it was written, with `changes`: paths still relative, defaults left out, values not yet checked."""
     try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise InvalidRecipe("", f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRecipe("", f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidRecipe("", f"{file} must hold keys and values")
+        content = read_yaml(file)
+    except BadConfiguration as error:
+        raise InvalidRecipe("", error.message) from error
     for key, value in (changes or {}).items():
         _set(content, key, value)
     return content

@@ -79,14 +79,15 @@ def read_suite(file: Path) -> Suite:
 def _case(line: str, number: int) -> Case:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow("it is not JSON") from None
     if not isinstance(row, dict):
         raise BadRow("it is no JSON object")
+    _check_kinds(row)
     if unknown := sorted(set(row) - set(_KEYS) - _OTHER):
         raise BadRow(f"it has an unknown key {unknown[0]!r}; known: {', '.join(sorted({*_KEYS, *_OTHER}))}")
     prompt, messages, wanted = row.get("prompt", ""), row.get("messages", []), _wanted(row)
-    if isinstance(messages, list) and messages and messages[-1].get("role") == "assistant":
+    if messages and messages[-1]["role"] == "assistant":
         wanted.setdefault("exact", messages[-1]["content"])
         messages = messages[:-1]
     if bool(prompt) == bool(messages):
@@ -94,6 +95,24 @@ def _case(line: str, number: int) -> Case:
     if not wanted:
         raise BadRow(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
     return Case(number, prompt, tuple(messages), wanted, row.get("max_tokens"))
+
+
+def _check_kinds(row: dict[str, Any]) -> None:
+    if not isinstance(row.get("prompt", ""), str):
+        raise BadRow("prompt is no text")
+    turns = row.get("messages", [])
+    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
+        raise BadRow("messages is no list of objects with the texts role and content")
+    limit = row.get("max_tokens")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise BadRow("max_tokens is no whole number above 0")
+    chosen = row.get("metrics", "exact")
+    if not isinstance(chosen, str) and not (isinstance(chosen, list) and all(isinstance(one, str) for one in chosen)):
+        raise BadRow("metrics is neither a text nor a list of texts")
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
 
 
 def _wanted(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +137,7 @@ def _readable(metric: str, value: Any) -> Any:
     if metric == "regex":
         try:
             re.compile(value)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
             raise BadRow(f"regex cannot be read: {error}") from None
     if metric == "json_schema":
         _check_schema(value)
@@ -131,7 +150,7 @@ def _check_schema(schema: Any) -> None:
 
     try:
         validator_for(schema).check_schema(schema)
-    except (SchemaError, TypeError, AttributeError) as error:
+    except (SchemaError, TypeError, AttributeError, RecursionError) as error:
         raise BadRow(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
 
 

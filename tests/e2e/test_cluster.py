@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest_asyncio
 from engine.client import AsyncClient, RequestError
 from engine.client.testing import write_adapter, write_base
 from loadtest.bench.child import free_port
+from loadtest.drive.processes import below
 from tests.unit.cluster.load import NAMES, Load
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
@@ -79,8 +81,8 @@ class Cluster:
         try:
             self.process.wait(60)
         finally:
-            for one in (*self.servers(), *psutil.Process(os.getpid()).children()):
-                if "e2e" in " ".join(one.cmdline()):
+            for one in (*self.servers(), *below(os.getpid(), ["e2e"])):
+                with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
             self.log.close()
 

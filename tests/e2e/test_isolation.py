@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.model,
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),  # vLLM leaves ZeroMQ to the collector
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),  # it takes ten minutes on two cores without AVX-512
 ]
 
 MIXES = 500

@@ -42,6 +42,8 @@ def computed(name: str, *args: Any, by: str = norms.PROVIDER) -> Any:
 def test_same_as_vllm(dtype: Any, shape: tuple[int, ...]) -> None:
     """Both kernels give vLLM's numbers, for one row and for many."""
     x, residual, weight = case(dtype, *shape)
+    if not norms.takes(x, weight, None):
+        pytest.skip("left to vLLM on this CPU")
     near = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
     expected, summed = computed("fused_add_rms_norm", x.clone(), residual.clone(), weight, EPSILON, by="native")
     normalised = computed("rms_norm", x, weight, EPSILON)
@@ -61,8 +63,10 @@ def test_a_row_is_the_same_in_any_batch(dtype: Any) -> None:
 
 
 def test_what_the_kernels_would_get_wrong() -> None:
-    """Gaps between rows, other types, part of a row, odd sizes and no weight are left to vLLM."""
+    """Gaps between rows, other types, part of a row, odd sizes and no weight are left to vLLM; bfloat16 where it is cut off."""
     x, _, weight = case(torch.bfloat16, 4)
+    assert norms.takes(x, weight, None) == norms.ROUNDS
+    x, _, weight = case(torch.float16, 4)
     assert norms.takes(x, weight, None)
     assert not norms.takes(x[:, ::2], weight[::2], None)
     assert not norms.takes(x, weight.float(), None)

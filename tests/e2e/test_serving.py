@@ -13,6 +13,9 @@ import pytest
 from engine.client import AsyncClient, FailedPrecondition, InvalidArgument, RequestError
 from engine.registry.fingerprint import read_base
 from engine.server.app import App
+from engine.server.identity import TENANT_KEY
+from engine.server.identity.policy import Policy
+from engine.server.identity.quotas import Quotas
 from tests.e2e.conftest import ADAPTERS, MODEL, heldout
 
 pytestmark = [
@@ -237,3 +240,30 @@ async def test_unload_everything(client: AsyncClient, published: list[str]) -> N
         assert await client.adapters.unload(f"{resident.name}@{resident.version}")
     assert not (await client.engine()).resident
     assert (await client.generate(prompt="Hello", max_tokens=2, ignore_eos=True)).finish_reason == "length"
+
+
+@pytest.mark.parametrize("adapter", ["", "legal@v1"])
+async def test_tenants_share_no_cached_prefixes(
+    app: App, published: list[str], adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant finds its own prompt's keys and values again, and never another one's: not even by the time that it takes."""
+    quotas = Quotas(lambda *_: None)
+    tenants = {"acme": {}, "rival": {}, "left": {"cache_group": "team"}, "right": {"cache_group": "team"}}
+    quotas.adopt(Policy.model_validate({"version": 1, "tenants": tenants}))
+    monkeypatch.setattr(app.generator, "_allowances", quotas.of)
+    prompt = f"{adapter} " + "The contract between the two parties ends at noon. " * 40
+
+    async def cached(tenant: str) -> int:
+        async with AsyncClient(f"127.0.0.1:{app.port}", timeout_s=60, metadata=[(TENANT_KEY, tenant)]) as client:
+            answer = await client.generate(adapter=adapter, prompt=prompt, max_tokens=1, temperature=0)
+            return answer.usage.cached_tokens
+
+    found = [(tenant, await cached(tenant) > 0) for tenant in ("acme", "acme", "rival", "rival", "left", "right")]
+    assert found == [
+        ("acme", False),
+        ("acme", True),
+        ("rival", False),
+        ("rival", True),
+        ("left", False),
+        ("right", True),
+    ]

@@ -14,6 +14,7 @@ from engine.client import AsyncClient, RequestError
 from engine.errors import NotFinite
 from engine.runtime.engine import LoadedAdapter
 from engine.server.app import App
+from loadtest.drive.processes import below
 from tests.e2e.conftest import ADAPTERS, heldout
 from tests.engine_suite import ask, loaded, until_nothing_runs
 
@@ -62,8 +63,7 @@ async def test_poison(app: App, tmp_path: Path) -> None:
 
 def worker() -> psutil.Process:
     """The process that computes."""
-    processes = psutil.Process(os.getpid()).children(recursive=True)
-    return next(process for process in processes if "Worker" in " ".join(process.cmdline()))
+    return below(os.getpid(), ["Worker"])[0]
 
 
 def residents(app: App) -> set[tuple[str, bool]]:

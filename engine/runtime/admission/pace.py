@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from engine.runtime.admission.tickets import Asked, Ticket
 
 _FEWEST = 8  # requests from which anything can be told
@@ -9,9 +10,13 @@ _MEMORY = 0.05  # weight of the latest request: about the last twenty count
 
 
 class Pace:
-    """Means over the latest requests: how long they held their places, how many tokens an answer had and how that varies."""
+    """Means over the latest requests: how long they held their places, how many tokens an answer had and how that varies.
+
+    `cost` is what one takes of its tenant's share, in the unit of engine.runtime.admission.tenants; 0 when unknown.
+    """
 
     def __init__(self, max_running: int) -> None:
+        self.cost = 0.0
         self._max_running = max_running
         self._seen = 0
         self._held_s = 0.0
@@ -24,6 +29,8 @@ class Pace:
             return
         self._seen += 1
         memory = max(_MEMORY, 1 / self._seen)
+        cost = PROMPT_TOKEN_COST * ticket.asked.prompt_tokens * ticket.places + ANSWER_TOKEN_COST * ticket.produced
+        self.cost += memory * (cost - self.cost)
         self._held_s += memory * (now - ticket.started - self._held_s)
         error = ticket.produced / ticket.places - self._tokens
         self._tokens += memory * error

@@ -22,11 +22,15 @@ Decision = tuple[Ticket, LoraplexError | None]  # it runs now, or it is refused
 
 _CHARGE_EVERY = 16  # tokens: charging each one would cost more than it is worth
 _LONGEST_RETRY_S = 60.0
+_CREDIT_REQUESTS = 4  # of a pause, so many requests' cost are saved up: see engine.runtime.admission.tenants
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What admission keeps to. Times are in seconds; a tenant that `weights` leaves out has weight 1."""
+    """What admission keeps to. Times are in seconds; a tenant that `weights` leaves out has weight 1.
+
+    The mappings may change meanwhile: `weights` holds for a tenant from when it next begins to wait.
+    """
 
     max_running: int
     max_waiting: int
@@ -35,6 +39,7 @@ class Rules:
     max_wait_per_tenant_s: float = math.inf
     max_adapter_wait_s: float = 2.0
     weights: Mapping[str, float] = field(default_factory=dict)
+    waiting_limits: Mapping[str, int] = field(default_factory=dict)  # by tenant, instead of max_waiting_per_tenant
 
 
 class Policy:
@@ -66,7 +71,7 @@ class Policy:
     def arrive(self, asked: Asked, now: float) -> tuple[Ticket, list[Decision]]:
         """A request arrives. It, or others, may run or be refused at once."""
         self._arrivals += 1
-        tenant = self.tenants.arriving(asked.tenant)
+        tenant = self.tenants.arriving(asked.tenant, _CREDIT_REQUESTS * self._pace.cost)
         queue = tenant.queue(self.slots.adapter(asked.adapter))
         ticket = Ticket(asked, queue, min(asked.places, self.rules.max_running), self._arrivals, now)
         queue.add(ticket)
@@ -170,7 +175,8 @@ class Policy:
     def _over_a_limit(self, ticket: Ticket, now: float) -> tuple[Ticket, LoraplexError] | None:
         """Who has to go because of a request that has to wait: as a rule itself; nobody if there is room."""
         rules, tenant = self.rules, ticket.queue.tenant
-        if rules.max_waiting_per_tenant is not None and tenant.waiting > rules.max_waiting_per_tenant:
+        limit = rules.waiting_limits.get(tenant.name, rules.max_waiting_per_tenant)
+        if limit is not None and tenant.waiting > limit:
             return ticket, self._quota_exceeded(tenant)
         if self.waiting > rules.max_waiting:
             greedy = max(self.tenants.waiting, key=lambda other: other.waiting / other.weight)
@@ -189,7 +195,8 @@ class Policy:
         return min(self.tenants.places, tenant.places * weights / tenant.weight)
 
     def _quota_exceeded(self, tenant: Tenant) -> QuotaExceeded:
-        return QuotaExceeded(tenant.name, tenant.waiting - 1, self._retry_s(self._ahead(tenant)))
+        problem = f"has {tenant.waiting - 1} other requests waiting, more than its share of the queue"
+        return QuotaExceeded(tenant.name, problem, self._retry_s(self._ahead(tenant)))
 
     def _retry_s(self, ahead: float) -> float:
         return min(_LONGEST_RETRY_S, max(1.0, self._pace.wait_s(ahead)))

@@ -2,8 +2,11 @@
 
 These are the virtual token counters of 'Fairness in Serving Large Language Models' (Sheng et al., OSDI 2024): a prompt token
 costs 1, an answer's token 2, divided by the tenant's weight, and who comes back after a pause is lifted to the least counter
-of those who wait, so that a pause saves nothing up. Of two tenants that both have requests waiting, neither gets ahead of the
-other by more than twice the larger of one prompt and all that can be running.
+of those who wait, less a small credit, so that a pause saves up no more than that. Of two tenants that both have requests
+waiting, neither gets ahead of the other by more than the credit and twice the larger of one prompt and all that can be running.
+
+The credit is ours. Without it a tenant that asks for less than its share is lifted, at each of its requests, to the counter of
+one that floods the queue: what it left to others meanwhile is forgotten, and its next request waits as if it had had its share.
 """
 
 from __future__ import annotations
@@ -97,14 +100,15 @@ class Tenants:
         self._arrivals = itertools.count()
         self._left_last: Tenant | None = None
 
-    def arriving(self, name: str) -> Tenant:
-        """The tenant of a request that arrives."""
+    def arriving(self, name: str, credit: float) -> Tenant:
+        """The tenant of a request that arrives; if it had none waiting, it may be `credit` (cost) below those who wait."""
         tenant = self._active.get(name)
         if tenant is None:
             tenant = self._idle.pop(name, None) or Tenant(name, self._weights.get(name, 1.0))
             self._active[name] = tenant
         if not tenant.waiting:
-            tenant.served = max(tenant.served, self._least())
+            tenant.weight = self._weights.get(name, 1.0)  # it is in no ranking now
+            tenant.served = max(tenant.served, self._least() - credit / tenant.weight)
             tenant.came = next(self._arrivals)
         return tenant
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import CorruptVersion, RegistryUnavailable
-from engine.registry.cache import LocalCopies
+from engine.registry.cache import LocalCopies, shared
 from engine.registry.manifest import Manifest
 from engine.registry.store import reason_of
 from engine.registry.worth import Rates
@@ -48,7 +48,7 @@ class _Copy:
     prepared: Prepared
     manifest: Manifest
     size: int
-    cost_s: float = 0.0
+    cost_s: float
 
 
 class HostMemory:
@@ -98,7 +98,10 @@ class HostMemory:
         self._in_use[digest] += 1
         try:
             held = self._held.get(digest)
-            yield replace(held.prepared, tier="memory") if held else await asyncio.shield(self.prefetch(manifest))
+            if held:
+                yield replace(held.prepared, tier="memory")
+            else:
+                yield await shared(manifest.ref, lambda: self.prefetch(manifest))
         finally:
             self._in_use[digest] -= 1
             if not self._in_use[digest]:
@@ -128,7 +131,7 @@ class HostMemory:
         digest = manifest.digest
         task = self._under_way.get(digest)
         if task is None:
-            task = self._under_way[digest] = asyncio.create_task(self._get(manifest))
+            task = self._under_way[digest] = asyncio.create_task(self._get(manifest), name=manifest.ref)
             task.add_done_callback(lambda done: self._forget(digest, done))
         return task
 
@@ -148,13 +151,10 @@ class HostMemory:
     async def _get(self, manifest: Manifest) -> Prepared:
         if held := self._held.get(manifest.digest):
             return held.prepared
-        async with self._turn:
-            began = time.monotonic()
-            try:
-                copy = await self._prepared(manifest)
-            except OSError as error:
-                raise RegistryUnavailable(f"preparing {manifest.ref}", reason_of(error)) from error
-            copy.cost_s = time.monotonic() - began
+        try:
+            copy = await self._prepared(manifest)
+        except OSError as error:
+            raise RegistryUnavailable(f"preparing {manifest.ref}", reason_of(error)) from error
         self._held[manifest.digest] = copy
         self._make_room()
         return copy.prepared
@@ -162,15 +162,25 @@ class HostMemory:
     async def _prepared(self, manifest: Manifest) -> _Copy:
         tier: Tier = "disk" if manifest.digest in self._copies else "registry"
         target = self._folder / manifest.digest.removeprefix("sha256:")
+        began = time.monotonic()
         async with self._copies.hold(manifest) as folder:
+            fetched_s = time.monotonic() - began
             try:
-                size = await asyncio.to_thread(self._write, manifest, folder, target)
+                written_s = await self._written(manifest, folder, target)
             except (CorruptVersion, FileNotFoundError):  # damaged or deleted since it was checked: once more
                 folder = await self._copies.recheck(manifest)
-                size = await asyncio.to_thread(self._write, manifest, folder, target)
-        return _Copy(Prepared(target, folder, tier), manifest, size)
+                written_s = await self._written(manifest, folder, target)
+        size = target.stat().st_size
+        return _Copy(Prepared(target, folder, tier), manifest, size, cost_s=fetched_s + written_s)
 
-    def _write(self, manifest: Manifest, folder: Path, target: Path) -> int:
+    async def _written(self, manifest: Manifest, folder: Path, target: Path) -> float:
+        """Write the prepared file when it is its turn, which no download holds up; returns the seconds without the wait."""
+        async with self._turn:
+            began = time.monotonic()
+            await asyncio.to_thread(self._write, manifest, folder, target)
+            return time.monotonic() - began
+
+    def _write(self, manifest: Manifest, folder: Path, target: Path) -> None:
         """Read every file, prove that it is what was published, and write the prepared one; whole or not at all."""
         files = {}
         for entry in manifest.files:
@@ -184,7 +194,6 @@ class HostMemory:
             unfinished.rename(target)
         finally:
             unfinished.unlink(missing_ok=True)
-        return target.stat().st_size
 
     def _make_room(self) -> None:
         """Take out what is worth least until the rest fits; what is in use stays."""

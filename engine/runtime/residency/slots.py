@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from engine.errors import NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
+from engine.errors import LoraplexError, NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
 from engine.registry.manifest import Manifest
 from engine.registry.subscription import InEngine
 from engine.registry.worth import Rates
@@ -113,22 +113,34 @@ class Residency:
         self.check_quarantine(manifest)
         started = time.monotonic()
         self._rates.asked(manifest.digest, started)
-        resident = self._residents.get(manifest.digest)
-        ready = resident is not None and resident.adapter is not None
-        if resident is None:
-            resident = await self._reserve(manifest)
-        resident.in_use += 1
+        ready = self.is_resident(manifest.digest)
         if ready and self._observer:
             self._observer.adapter_found("slot")
+        resident, adapter = await self._take(manifest, on_stage)
         try:
-            adapter = resident.adapter or await self._loaded(resident, on_stage)
             resident.last_used = time.monotonic()
             yield Lease(adapter, 0.0 if ready else time.monotonic() - started)
         finally:
-            resident.in_use -= 1
-            resident.last_used = time.monotonic()
-            await self._leave_quarantined(resident)
-            await self._announce_room()
+            await self._give_back(resident)
+
+    async def _take(self, manifest: Manifest, on_stage: OnStage | None) -> tuple[Resident, LoadedAdapter]:
+        """The version in its place, used by one more; it is loaded first if need be."""
+        while True:
+            resident = self._residents.get(manifest.digest) or await self._reserve(manifest)
+            resident.in_use += 1
+            try:
+                return resident, resident.adapter or await self._loaded(resident, on_stage)
+            except BaseException as error:
+                await self._give_back(resident)
+                if not isinstance(error, LoraplexError) or resident.manifest.ref == manifest.ref:
+                    raise
+                # It was loaded for another name with the same bytes: what became of that says nothing about this one.
+
+    async def _give_back(self, resident: Resident) -> None:
+        resident.in_use -= 1
+        resident.last_used = time.monotonic()
+        await self._leave_quarantined(resident)
+        await self._announce_room()
 
     @contextmanager
     def expected(self, manifest: Manifest | None) -> Iterator[None]:
@@ -184,9 +196,12 @@ class Residency:
         return self.capacity - len(self._residents)
 
     async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
-        """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing."""
+        """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing.
+
+        Nothing either for one in quarantine: it is about to leave, and who rolls back from it wants just that.
+        """
         resident = self._residents.get(manifest.digest)
-        if resident and resident.adapter and self.capacity > 1:
+        if resident and resident.adapter and self.capacity > 1 and manifest.digest not in self.quarantined:
             stack.enter_context(self._claim(manifest.digest))
             await stack.enter_async_context(self.lease(manifest))
 
@@ -257,9 +272,13 @@ class Residency:
                 await self._engine.unload_adapter(self._evict(resident))
 
     async def recheck(self, adapter: LoadedAdapter) -> None:
-        """Before an adapter is loaded into a restarted engine: see that its files are still what was published."""
+        """Before an adapter is loaded into a restarted engine: see that its files are still what was published.
+
+        Raises RegistryUnavailable when that takes too long: everybody, the base's callers too, waits for the engine.
+        """
         if resident := self._holder(adapter):
-            await self._memory.recheck(resident.manifest)
+            async with self._in_time(resident.manifest):
+                await self._memory.recheck(resident.manifest)
 
     def forget(self, adapter: LoadedAdapter) -> None:
         """The adapter is not in the engine any more: its next request loads it anew, under another id."""
@@ -349,9 +368,15 @@ class Residency:
 
     async def _prepared(self, manifest: Manifest, stack: AsyncExitStack) -> Prepared:
         """The version in host memory, kept there until `stack` closes."""
+        async with self._in_time(manifest):
+            return await stack.enter_async_context(self._memory.hold(manifest))
+
+    @asynccontextmanager
+    async def _in_time(self, manifest: Manifest) -> AsyncIterator[None]:
+        """Have the version's files within the load timeout; raises RegistryUnavailable."""
         try:
             async with asyncio.timeout(self._load_timeout_s):
-                return await stack.enter_async_context(self._memory.hold(manifest))
+                yield
         except TimeoutError as error:
             raise RegistryUnavailable(f"fetching {manifest.ref}", "it took too long") from error
 

@@ -25,8 +25,8 @@ def test_it_says_what_the_machine_is(model: Path, monkeypatch: pytest.MonkeyPatc
     code, checks = doctor(model, "--no-generate")
     assert code == 0
     assert set(checks) == {
-        "Python", "processors", "memory", "GPU", "vLLM", "torch", "disk", "gRPC port", "HTTP port", "model", "registry",
-        "LoRA kernels",
+        "Python", "processors", "memory", "GPU", "vLLM", "torch", "Precision", "disk", "gRPC port", "HTTP port", "model",
+        "registry", "LoRA kernels",
     }  # fmt: skip
     assert "LlamaForCausalLM" in checks["model"]["found"]
     shown = call("doctor", "--model", model, "--no-generate")
@@ -39,6 +39,17 @@ def test_which_lora_kernels(tmp_path: Path) -> None:
     assert checkup.lora_kernels("auto", None, on_cpu=False).status == "ok"
     assert "compiler" in checkup.lora_kernels("auto", None, on_cpu=True).fix
     assert "--lora-kernels auto" in checkup.lora_kernels("off", tmp_path, on_cpu=True).fix
+
+
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_which_precision(monkeypatch: pytest.MonkeyPatch, has_instructions: bool) -> None:
+    """A CPU that cannot compute in 16 bits gets float32 unless it is told otherwise; a GPU computes as the base has it."""
+    ops = pytest.importorskip("torch").ops.mkldnn
+    monkeypatch.setattr(ops, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    auto = checkup.computes_in("auto", on_cpu=True)
+    assert auto.found.partition(":")[0] == ("the base's own" if has_instructions else "float32")
+    assert checkup.computes_in("bfloat16", on_cpu=True).found == "bfloat16"
+    assert checkup.computes_in("auto", on_cpu=False).found == "the base's own"
 
 
 def test_it_generates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

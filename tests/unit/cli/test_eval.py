@@ -87,6 +87,7 @@ def test_evaluations_are_kept_in_a_registry_too(tmp_path: Path, adapter: Callabl
     assert asyncio.run(keep()) == [1, 2]
 
 
+@pytest.mark.slow
 def test_answers_side_by_side(server: FakeServer, suite: Path) -> None:
     """Those that differ are counted, or alone shown."""
     for _ in range(2):

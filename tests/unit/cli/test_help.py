@@ -15,6 +15,7 @@ COMMANDS = [
     ("generate",),
     ("top",),
     ("doctor",),
+    ("health",),
     ("train",),
     ("eval",),
     ("compare",),

@@ -114,11 +114,11 @@ class World:
         """A generator with a residency of its own."""
         return Generator(self.engine, self.catalog, Admission(Rules(max_running, max_waiting)), self.residency())
 
-    async def publish(self, name: str) -> Manifest:
-        """Publish another version of `name`."""
+    async def publish(self, name: str, seed: int | None = None) -> Manifest:
+        """Publish another version of `name`; versions of one seed have the same bytes."""
         self._made += 1
         folder = self.folder / f"adapter-{self._made}"
-        write_adapter(folder, seed=self._made)
+        write_adapter(folder, seed=self._made if seed is None else seed)
         checked = check_adapter(folder, self.base, Limits(max_rank=8, max_bytes=10**6))
         manifest = await self.registry.publish(folder, checked, name=name)
         await self.catalog.refresh()

@@ -223,8 +223,8 @@ def test_two_backlogged_tenants_get_the_same_service(
     assert worst <= bound
 
 
-def test_a_pause_saves_nothing_up() -> None:
-    """Who comes back after a pause shares from now on, rather than catching up on what it did not ask for."""
+def test_a_pause_saves_next_to_nothing_up() -> None:
+    """Who comes back after a pause shares from now on, rather than catching up on more than four requests of what it missed."""
     random_ = random.Random(3)
     sim = Simulation(Rules(8, 1000), 1)
     for name, at in (("steady", 0.0), ("late", 60.0)):
@@ -235,7 +235,9 @@ def test_a_pause_saves_nothing_up() -> None:
     sim.run(60)
     before = sim.tokens["steady"]
     sim.run(80)
+    ahead = sim.tokens["late"] - (sim.tokens["steady"] - before)
     assert sim.tokens["late"] == pytest.approx(sim.tokens["steady"] - before, rel=0.15)
+    assert ahead <= 4 * (10 / 2 + 20) + 8 * 20, "four requests, and what runs at the moment of counting"
 
 
 def test_the_debt_of_who_leaves_and_returns() -> None:
@@ -310,6 +312,26 @@ def test_a_flood_does_not_move_the_others() -> None:
     assert sorted(r.wait for r in sim.records if r.asked.tenant == "flood" and r.admitted is not None)[-1] > 5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flood_does_not_lengthen_a_full_engines_waits(seed: int) -> None:
+    """Five tenants keep the engine just full; one asks for ten times as much: the others' p95 wait is what it was."""
+
+    def wait_s(callers: int) -> float:
+        random_ = random.Random(seed)
+        sim = Simulation(Rules(32, 1000), 8)
+        for tenant, count in (*((f"t{number}", 7) for number in range(4)), ("flood", callers)):
+            asked = Asked(tenant, tenant, prompt_tokens=64, max_tokens=24)
+            for _ in range(count):
+                sim.call(Caller(endless(random_, lambda asked=asked: asked, 8, 24)), random_.random())
+        sim.run(120)
+        waits = sorted(
+            r.wait for r in sim.records if r.asked.tenant != "flood" and r.admitted is not None and r.arrived > 20
+        )
+        return waits[int(0.95 * len(waits))]
+
+    assert wait_s(70) <= 1.1 * wait_s(7)
+
+
 def test_a_flood_of_adapters_does_not_either() -> None:
     """The same with slots to spare and an adapter of its own for each of the flood's requests: a start is no shortcut."""
     random_ = random.Random(6)
@@ -332,6 +354,7 @@ def test_a_flood_of_adapters_does_not_either() -> None:
 # Slots
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, phases=PHASES)
 @given(capacity=st.integers(1, 4), hot=st.integers(1, 6), seed=st.integers(0, 99), longest=st.integers(1, 60))
 def test_no_adapter_starves(capacity: int, hot: int, seed: int, longest: int) -> None:

@@ -117,10 +117,27 @@ def test_every_wrong_value_is_told() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_reachable_host(host: str) -> None:
-    """Nothing authenticates, so other machines reach the server only when somebody says so."""
-    with pytest.raises(BadConfiguration, match="--allow-remote"):
-        load_settings(host=host)
-    assert load_settings(host=host, allow_remote=True).host == host
+    """Other machines reach a server only by TLS and with credentials, or when somebody says so in so many words."""
+    tls = {"tls_certificate": "tls.crt", "tls_key": "tls.key"}
+    for known in ({"policy": "policy.yaml"}, tls):
+        with pytest.raises(BadConfiguration, match="--allow-remote"):
+            load_settings(host=host, **known)
+    for enough in ({"allow_remote": True}, tls | {"policy": "policy.yaml"}, tls | {"tls_client_ca": "ca.crt"}):
+        assert load_settings(host=host, **enough).host == host
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tls_certificate": "tls.crt"}, "tls_key"),
+        ({"tls_client_ca": "ca.crt"}, "tls_certificate"),
+        ({"policy": "policy.yaml", "tenant_weights": "a=2"}, "weights"),
+    ],
+)
+def test_settings_of_identity_that_do_not_go_together(given: dict[str, str], told: str) -> None:
+    """Half of a pair, or two places for one thing, are told."""
+    with pytest.raises(BadConfiguration, match=told):
+        load_settings(**given)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

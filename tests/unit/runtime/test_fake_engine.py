@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from engine.client.testing import write_adapter
-from engine.errors import EngineDied
+from engine.errors import EngineDied, InvalidAdapter
+from engine.registry.file_checks import WEIGHTS
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
 from tests.engine_suite import EngineSuite, ask
@@ -63,6 +65,19 @@ async def test_stopped(engine: FakeEngine) -> None:
     assert not engine.alive
     with pytest.raises(EngineDied):
         await ask(engine, "hi")
+
+
+async def test_prepares_while_stopped(
+    engine: FakeEngine, adapters: tuple[LoadedAdapter, LoadedAdapter], tmp_path: Path
+) -> None:
+    """Adapters are prepared between two lives of the engine too; weights that are none are refused."""
+    await engine.start()
+    await engine.stop()
+    weights = (adapters[0].folder / WEIGHTS).read_bytes()
+    await asyncio.to_thread(engine.prepare, {WEIGHTS: weights}, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == weights
+    with pytest.raises(InvalidAdapter):
+        engine.prepare({WEIGHTS: b"none"}, tmp_path / "target")
 
 
 async def test_multibyte_text(engine: FakeEngine) -> None:

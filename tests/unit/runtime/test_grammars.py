@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, Overloaded
 from engine.runtime.engine import Structured
 from engine.runtime.grammars import Grammars
+from tests.unit.runtime.conftest import until
 
 EXPLODES = Structured(
     "json_schema", json.dumps({"allOf": [{"type": "string", "pattern": f"a{{0,{i}}}b.*"} for i in range(1, 40)]})
@@ -57,6 +60,39 @@ async def test_caller_who_leaves(grammars: Grammars) -> None:
     await asyncio.gather(leaving, return_exceptions=True)
     with pytest.raises(InvalidRequest, match="regex"):
         await grammars.check(Structured("regex", "("))
+
+
+async def test_caller_who_leaves_while_the_worker_starts(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's first answer is left behind for nobody, and a worker that nobody waited for is gone."""
+    started: list[asyncio.subprocess.Process] = []
+    plainly = asyncio.create_subprocess_exec
+
+    async def start(*command: str, **more: Any) -> asyncio.subprocess.Process:
+        started.append(await plainly(*command, **more))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    leaving = asyncio.create_task(grammars.check(Structured("regex", "a+")))
+    await until(lambda: bool(started))
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    with pytest.raises(InvalidRequest, match="regex"):
+        await grammars.check(Structured("regex", "("))
+    await grammars.check(Structured("regex", "b+"))
+    assert [worker.returncode is None for worker in started] == [False, True]
+
+
+@pytest.mark.parametrize("how", ["too slow", "dead"])
+async def test_worker_that_does_not_start(grammars: Grammars, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A worker that does not come up is no fault of the grammar: the caller may try again, and then it is checked."""
+    with monkeypatch.context() as patch:
+        if how == "dead":
+            patch.setattr("sys.executable", shutil.which("true"))
+        else:
+            patch.setattr("engine.runtime.grammars._START_S", 0.01)
+        with pytest.raises(Overloaded):
+            await grammars.check(Structured("regex", "a+"))
+    await grammars.check(Structured("regex", "a+"))
 
 
 async def test_worker_that_dies(grammars: Grammars) -> None:

@@ -119,6 +119,47 @@ async def test_a_preparation_that_fails(world: World, preparing: Preparing, thre
         assert preparing.calls == 4
 
 
+async def test_downloads_that_hang(
+    world: World, preparing: Preparing, three: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold up nobody but their own: a copy that is on disk is prepared meanwhile, and one that was held, again."""
+    a, b, c = three
+    memory = memory_of(world, preparing, limit=10**9)
+    await world.copies.get(c)
+    going = asyncio.Event()
+    fetch = world.registry.fetch
+
+    async def hang(manifest: Manifest, target: Path) -> None:
+        await going.wait()
+        await fetch(manifest, target)
+
+    monkeypatch.setattr(world.registry, "fetch", hang)
+    with memory.expect(a, prefetch=True), memory.expect(b, prefetch=True):
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(3), memory.hold(c) as prepared:
+            assert prepared.tier == "disk"
+        async with asyncio.timeout(3):
+            await memory.recheck(c)
+        assert [manifest.digest in memory for manifest in three] == [False, False, True]
+        going.set()
+        await until(lambda: a.digest in memory and b.digest in memory)
+
+
+async def test_no_room_for_what_others_download(
+    world: World, preparing: Preparing, three: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on its way to memory has its room already: nothing else is prepared ahead in it."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    a, b, c = three
+    memory = memory_of(world, preparing, limit=2 * a.size_bytes)
+    monkeypatch.setattr(world.registry, "fetch", hang)
+    with memory.expect(a, prefetch=True), memory.expect(b, prefetch=True), memory.expect(c, prefetch=True):
+        assert {a.digest, b.digest} == memory._under_way.keys()
+
+
 async def test_a_version_that_is_damaged_for_good(world: World, preparing: Preparing, three: list[Manifest]) -> None:
     """When the registry's own files are not what was published, nothing is prepared."""
 
@@ -182,6 +223,15 @@ async def test_bounded_disk(world: World, three: list[Manifest]) -> None:
     await copies.get(b)
     assert b.digest in copies
     assert len([manifest for manifest in three if manifest.digest in copies]) == 2
+
+
+async def test_bounded_disk_while_downloading(world: World, three: list[Manifest]) -> None:
+    """What is being downloaded at the same time has its room too: together they do not go over the limit."""
+    a, b, c = three
+    copies = LocalCopies(world.folder / "small", world.registry, limit_bytes=2 * a.size_bytes + 10, rates=world.rates)
+    await copies.get(a)
+    await asyncio.gather(copies.get(b), copies.get(c))
+    assert [manifest.digest in copies for manifest in three] == [False, True, True]
 
 
 def test_counts_decay() -> None:

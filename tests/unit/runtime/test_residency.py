@@ -6,11 +6,15 @@ import asyncio
 import math
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.errors import InvalidAdapter, NotAllowedNow, Overloaded, RegistryUnavailable, WrongBase
+from engine.errors import CorruptVersion, InvalidAdapter, NotAllowedNow, Overloaded, RegistryUnavailable, WrongBase
+from engine.registry.cache import LocalCopies
+from engine.registry.file_checks import WEIGHTS
+from engine.registry.layout import version_file
 from engine.registry.manifest import Manifest
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
@@ -179,6 +183,37 @@ async def test_failed_load(world: World, engine: CountingEngine, three: list[Man
     assert names(residency) == ["a@v1"]
 
 
+@pytest.mark.parametrize("damaged_first", [True, False])
+async def test_the_same_bytes_under_another_name(world: World, damaged_first: bool) -> None:
+    """Names whose versions are alike share loads, but not what becomes of the other one's files, nor its name."""
+    damaged, whole = await world.publish("theirs", seed=7), await world.publish("ours", seed=7)
+    assert damaged.digest == whole.digest
+    await world.registry._store.delete([version_file("theirs", "v1", WEIGHTS)])
+    residency = world.residency()
+    order = [damaged, whole] if damaged_first else [whole, damaged]
+    results = await asyncio.gather(*(residency.preload(each) for each in order * 2), return_exceptions=True)
+    ended = {each.ref: result for each, result in zip(order * 2, results, strict=True)}
+    assert ended["ours@v1"] is None
+    assert ended["theirs@v1"] is None or "theirs@v1" in str(ended["theirs@v1"])
+    assert residency.is_resident(whole.digest)
+    assert not residency.claimed
+    assert [resident.in_use for resident in residency.residents()] == [0]
+
+
+async def test_the_same_bytes_are_fetched_for_each_name(world: World) -> None:
+    """Neither host memory nor the local copies take another name's damage for that of these files."""
+    damaged, whole = await world.publish("theirs", seed=7), await world.publish("ours", seed=7)
+    await world.registry._store.delete([version_file("theirs", "v1", WEIGHTS)])
+    memory = world.memory()
+    memory.prefetch(damaged)
+    async with memory.hold(whole) as prepared:
+        assert prepared.tier == "registry"
+    other = LocalCopies(world.folder / "others", world.registry)
+    first, second = await asyncio.gather(other.get(damaged), other.get(whole), return_exceptions=True)
+    assert isinstance(first, CorruptVersion)
+    assert isinstance(second, Path)
+
+
 async def test_wrong_base(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
     """A version for another base is refused before anything is fetched, naming both fingerprints."""
     other = "sha256:" + "0" * 64
@@ -305,6 +340,16 @@ async def test_hold_of_what_is_not_loaded(world: World, engine: CountingEngine, 
     assert not engine.loads
 
 
+async def test_hold_of_what_is_in_quarantine(world: World, three: list[Manifest]) -> None:
+    """A version in quarantine that answers still hold is not held by anybody else, and that is no error."""
+    residency = world.residency()
+    async with AsyncExitStack() as stack:
+        async with residency.lease(three[0]):
+            residency.quarantine(three[0])
+            await residency.hold(three[0], stack)
+        assert names(residency) == []
+
+
 async def test_stages(world: World, three: list[Manifest]) -> None:
     """A load tells what it is doing, in order."""
     stages: list[tuple[str, str]] = []
@@ -324,6 +369,7 @@ async def test_slow_registry(world: World, three: list[Manifest], monkeypatch: p
         patch.setattr(world.registry, "fetch", hang)
         with pytest.raises(RegistryUnavailable, match="took too long"):
             await residency.preload(three[0])
+    residency._load_timeout_s = 30.0  # this machine may be busy
     await residency.preload(three[1])
 
 

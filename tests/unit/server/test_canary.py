@@ -169,6 +169,7 @@ async def test_metrics_tell_the_sides_apart() -> None:
     assert 'loraplex_canary_ttft_seconds_count{adapter="support",side="canary"} 1.0' in text
 
 
+@pytest.mark.slow
 async def test_a_hundred_changes_under_traffic() -> None:
     """While canaries start, grow, are promoted, rolled back and ended, no request fails and each answer is what it names."""
     with fake_server(max_running=4) as server:

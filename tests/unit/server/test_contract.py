@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 
 from engine.api.validate import validate_pb2
 from engine.server.adapters import AdapterService
@@ -32,6 +34,15 @@ def test_every_rpc_is_called_by_a_server_test(method: MethodDescriptor) -> None:
     """Each RPC is called by its name somewhere in the server's tests."""
     texts = [path.read_text() for path in (TESTS / "unit" / "server").glob("*.py") if path != Path(__file__)]
     assert any(re.search(rf"\.{method.name}\(", text) for text in texts)
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_messages_can_be_sent_to_other_processes(service: ServiceDescriptor) -> None:
+    """Ray and multiprocessing pickle them: their classes are found where they say they are."""
+    for method in service.methods:
+        for kind in (method.input_type, method.output_type):
+            message = GetMessageClass(kind)()
+            assert pickle.loads(pickle.dumps(message)) == message
 
 
 def test_no_handler_without_an_rpc() -> None:

@@ -387,6 +387,7 @@ async def test_stop_twice(make_app: Callable[..., App]) -> None:
     await app.stop()
 
 
+@pytest.mark.slow
 async def test_sigterm(tmp_path: Path) -> None:
     """SIGTERM: the stream in flight finishes, new calls are refused, and the process ends with 0."""
     settings = settings_in(tmp_path)

@@ -83,6 +83,7 @@ async def test_warm_before_the_switch(stubs: Stubs, server: FakeServer, name: st
     assert answer.timings.adapter_wait.ToTimedelta().total_seconds() == 0
 
 
+@pytest.mark.slow
 async def test_in_flight_requests_keep_their_version() -> None:
     """A stream that began on v1 ends on v1 while new calls get v2."""
     with fake_server() as server:
@@ -168,6 +169,20 @@ async def test_rollback(stubs: Stubs, server: FakeServer, name: str) -> None:
     assert await text(stubs, name) == f"{name}@v1 heard: hi"
 
 
+async def test_rollback_from_quarantine(stubs: Stubs, server: FakeServer, name: str) -> None:
+    """The way out of a version in quarantine is open even while an answer of it is on its way."""
+    await publish(server, name, 2)
+    await all_of(stubs.adapters.SetAlias(move(name, "v2")))
+    assert server.app.generator
+    residency = server.app.generator.residency
+    bad = residency.residents()[-1].manifest
+    assert bad.ref == f"{name}@v2"
+    async with residency.lease(bad):
+        residency.quarantine(bad)
+        await all_of(stubs.adapters.RollbackAlias(pb.RollbackAliasRequest(name=name)))
+    assert await text(stubs, name) == f"{name}@v1 heard: hi"
+
+
 async def test_nothing_to_roll_back(stubs: Stubs, server: FakeServer, name: str) -> None:
     """With one version there is nothing before it."""
     await publish(server, name)
@@ -198,6 +213,7 @@ async def test_canary(stubs: Stubs, server: FakeServer, name: str) -> None:
     assert (await refused(stubs.generation.Generate(ask(adapter=f"{name}@canary")))).code is Code.NOT_FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [4])
 async def test_rollback_under_traffic(clients: int) -> None:
     """While an alias goes back and forth twenty times, no request fails and each answer is of the version it names."""

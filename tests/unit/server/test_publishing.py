@@ -385,6 +385,47 @@ async def test_no_place_for_the_upload(
     assert name not in await names_in(stubs)
 
 
+def nested(levels: int) -> str:
+    """JSON that is so deep."""
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+# Each was lost in another place: read back, written, written with Python's text of it, or read at all.
+UNREADABLE = [nested(200), nested(220), nested(300), nested(2000), r'{"a": "\ud800"}']
+
+
+@pytest.mark.parametrize("text", UNREADABLE, ids=["200", "220", "300", "2000", "surrogate"])
+async def test_evaluations_that_could_not_be_read_again(
+    stubs: Stubs, server: FakeServer, folder: Path, name: str, text: str
+) -> None:
+    """They are refused before anything is stored, whichever way they come."""
+    refusal = await refused(publish(server, parts(folder, header(name, evaluation_json=text))))
+    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert any("evaluation_json" in field for field in refusal.violations)
+    (folder / "run.json").write_text(f'{{"evaluation": {text}}}')
+    refusal = await refused(publish(server, parts(folder, header(name))))
+    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_ADAPTER")
+    store = Store.open(server.app.settings.registry)
+    assert await store.list(f"adapters/{name}") == []
+    (folder / "run.json").write_text(f'{{"evaluation": {nested(199)}}}')
+    published = (await publish(server, parts(folder, header(name))))[-1].version
+    assert published.version == "v1"
+    assert published.evaluation_json.count("{") == 199
+    assert name in await names_in(stubs)
+
+
+@pytest.mark.parametrize("text", UNREADABLE[1:], ids=["220", "300", "2000", "surrogate"])
+async def test_records_that_could_not_be_read_again(stubs: Stubs, server: FakeServer, name: str, text: str) -> None:
+    """A record of an evaluation has the same limits."""
+    await asyncio.to_thread(server.publish, name)
+    record = pb.RecordEvaluationRequest(name=name, version="v1", record_json=text)
+    refusal = await refused(stubs.adapters.RecordEvaluation(record))
+    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "record_json" in refusal.violations
+    kept = await stubs.adapters.ListEvaluations(pb.ListEvaluationsRequest(name=name, version="v1"))
+    assert not kept.records_json
+
+
 async def test_evaluations_are_kept_beside_their_version(stubs: Stubs, server: FakeServer, name: str) -> None:
     """In the order in which they were recorded; of no version that does not exist, and nothing but JSON objects."""
     await asyncio.to_thread(server.publish, name)

@@ -477,6 +477,7 @@ async def test_engine_died() -> None:
             assert f"{in_flight.metadata['tokens_sent']} tokens" in in_flight.message
 
 
+@pytest.mark.slow
 async def test_engine_died_and_came_back() -> None:
     """A killed engine: a stream that has begun ends UNAVAILABLE with its count of tokens; everybody else gets an answer."""
     with fake_server(max_running=3) as server:

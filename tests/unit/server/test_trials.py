@@ -21,7 +21,7 @@ from engine.registry.manifest import AliasChange, Trial
 from engine.registry.registry import Registry
 from engine.registry.store import Store
 from engine.runtime.judgement import ENOUGH
-from engine.server.trials import Trials
+from engine.server.trials import Decision, Trials, Watched
 from tests.unit.server.conftest import Stubs, all_of, ask, engine_of, refused, stubs_to, until
 
 Code = grpc.StatusCode
@@ -109,6 +109,70 @@ async def test_a_bad_canary_ends_early(judge: Judge, name: str) -> None:
     assert "12 of 20 failed (current: 0 of 200)" in reason
     assert judge.catalog.adapter(name).canary is None
     assert judge.catalog.adapter(name).aliases["current"] == "v1"
+
+
+async def test_canaries_that_change_while_another_is_decided(
+    judge: Judge, server: FakeServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is gone by its turn, version and all, is passed over; a newer one in its place keeps what is known of it."""
+    gone, replaced = f"{name}-gone", f"{name}-replaced"
+    for other in (gone, gone, replaced, replaced, replaced):
+        await asyncio.to_thread(server.publish, other)
+    for each in (name, gone, replaced):
+        await judge.start(each)
+    for each in (name, gone, replaced):
+        judge.feed(each, "current", 200)
+        judge.feed(each, "canary", 20, failed=12)
+    plainly = judge.registry.end_canary
+
+    async def end_canary(ended: str, **more: Any) -> AliasChange:
+        assert ended == name
+        await plainly(gone)
+        await judge.registry.remove_alias(gone, "canary")
+        await judge.registry.delete_version(gone, "v2")
+        await judge.registry.set_canary(replaced, "v3", 0.1, trial=Trial(seconds=SECONDS))
+        await judge.catalog.refresh()
+        judge.feed(replaced, "canary", 5)
+        return await plainly(ended, **more)
+
+    monkeypatch.setattr(judge.registry, "end_canary", end_canary)
+    await judge.look(10)
+    assert judge.catalog.adapter(name).canary is None
+    assert judge.catalog.adapter(gone).canary is None
+    canary = judge.catalog.adapter(replaced).canary
+    assert canary is not None
+    assert canary.version == "v3"
+    assert judge.trials.watch(canary).sides[0].requests == 5
+
+
+async def test_a_bug_about_one_canary(
+    judge: Judge, server: FakeServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge goes on judging: others at once, and the one again at the next look."""
+    other = f"{name}-other"
+    for _ in range(2):
+        await asyncio.to_thread(server.publish, other)
+    for each in (name, other):
+        await judge.start(each)
+    for each in (name, other):
+        judge.feed(each, "current", 200)
+        judge.feed(each, "canary", 20, failed=12)
+    plainly, failing = judge.trials.decide, {name}
+
+    def decide(watched: Watched) -> Decision:
+        if watched.canary.name in failing:
+            raise KeyError(watched.canary.name)
+        return plainly(watched)
+
+    monkeypatch.setattr(judge.trials, "decide", decide)
+    monkeypatch.setattr("engine.server.trials._LOOK_S", 0.01)
+    running = asyncio.create_task(judge.trials.run())
+    await until(lambda: judge.catalog.adapter(other).canary is None)
+    assert judge.catalog.adapter(name).canary is not None
+    failing.clear()
+    await until(lambda: judge.catalog.adapter(name).canary is None)
+    assert not running.done()
+    running.cancel()
 
 
 async def test_a_slow_canary_ends_early(judge: Judge, name: str) -> None:

@@ -17,6 +17,8 @@ from engine.tuning.conversion import import_adapter
 from tests.unit.cli.calls import call
 from tests.unit.tuning.test_merge import TEXT, write_adapter
 
+pytestmark = pytest.mark.slow
+
 
 def answers(base: Path, adapter: Path) -> torch.Tensor:
     """Logits of base and adapter, as PEFT computes them."""

@@ -21,6 +21,8 @@ from engine.tuning.merging import Merging
 from tests.unit.cli.calls import call
 from tests.unit.tuning.tiny import questions, write_rows
 
+pytestmark = pytest.mark.slow
+
 TEXT = torch.tensor([list(b"what is merged stays")])
 
 

@@ -17,6 +17,8 @@ from engine.tuning.session import Session
 from tests.unit.cli.calls import call
 from tests.unit.tuning.tiny import write_base, write_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def trained(folder: RunFolder) -> dict[str, Any]:
     """Train in this process."""

@@ -28,6 +28,8 @@ from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
 from tests.unit.tuning.tiny import write_base, write_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def adapted(file: Path, base: Path, **changes: Any) -> Any:
     """The base with a fresh adapter."""

@@ -253,16 +253,18 @@ class SetAliasResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., change: _Optional[_Union[AliasChange, _Mapping]] = ...) -> None: ...
 
 class RollbackAliasRequest(_message.Message):
-    __slots__ = ("name", "alias", "actor", "reason")
+    __slots__ = ("name", "alias", "actor", "reason", "expected_version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     alias: str
     actor: str
     reason: str
-    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    expected_version: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., expected_version: _Optional[str] = ...) -> None: ...
 
 class RollbackAliasResponse(_message.Message):
     __slots__ = ("progress", "change")
