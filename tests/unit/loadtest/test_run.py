@@ -164,6 +164,7 @@ async def test_interrupted(scripted: ScriptedServer, tmp_path: Path) -> None:
         sys.executable, "-m", "loadtest", "run", "smoke", "--target", f"127.0.0.1:{scripted.port}",
         "--set", "duration=60s", "--set", "canary=0", "--out", str(tmp_path / "run"),
         stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job inherits deaf ears
     )  # fmt: skip
     try:
         while len(scripted.logs) < 20:
