@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kBlockRows = 32;  // most rows of a block (kernels.py cuts them)
 constexpr int kMaxRank = 512;   // vLLM's largest
+constexpr int kAhead = 2048;    // values between those in use and those being fetched: what memory delivers in its latency
 
 struct Bf16 {
   uint16_t bits;
@@ -85,7 +86,7 @@ struct Block {
   int slot;
 };
 
-// ---- Any type, any processor: plain loops, compiled for several and chosen when loaded --------------------------------------
+// ---- Any type, any processor: compiled for several and chosen when loaded ---------------------------------------------------
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -93,48 +94,150 @@ struct Block {
 #define CLONES
 #endif
 
+// Eight numbers side by side. GCC makes of them what the clone's processor has.
+using Vector = float __attribute__((vector_size(32)));
+constexpr int kLanes = 8;
+constexpr int kLine = 64;  // bytes of a cache line
+#define INLINE inline __attribute__((always_inline))  // into each clone
+
+INLINE void load(const float* p, Vector& out) { std::memcpy(&out, p, sizeof out); }
+INLINE void load(const _Float16* p, Vector& out) {
+  _Float16 __attribute__((vector_size(16))) half;
+  std::memcpy(&half, p, sizeof half);
+  out = __builtin_convertvector(half, Vector);
+}
+INLINE void load(const Bf16* p, Vector& out) {
+  uint16_t __attribute__((vector_size(16))) bits;
+  std::memcpy(&bits, p, sizeof bits);
+  using Wide = uint32_t __attribute__((vector_size(32)));
+  const Wide wide = __builtin_convertvector(bits, Wide) << 16;
+  std::memcpy(&out, &wide, sizeof out);
+}
+
+INLINE float sum_of(Vector v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
 template <class T>
 struct Plain {
   using Type = T;
 
   // t[i, j] = A[j] · x[rows[i]] for j < rank
-  CLONES static void shrink(const T* x, int64_t x_stride, const Block& block, const T* a,
-                                                           int in, int rank, float* t, int t_stride) {
-    for (int i = 0; i < block.count; ++i) {
-      const T* row = x + block.rows[i] * x_stride;
-      for (int j = 0; j < rank; ++j) {
-        const T* weights = a + static_cast<int64_t>(j) * in;
-        float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-        for (int k = 0; k < in; ++k) sum += widen(row[k]) * widen(weights[k]);
-        t[i * t_stride + j] = sum;
-      }
+  CLONES static void shrink(const T* x, int64_t x_stride, const Block& block, const T* a, int in, int rank, float* t,
+                            int t_stride) {
+    const T* rows[4];
+    int i = 0;
+    for (; i + 4 <= block.count; i += 4) {
+      for (int m = 0; m < 4; ++m) rows[m] = x + block.rows[i + m] * x_stride;
+      int j = 0;
+      for (; j + 2 <= rank; j += 2) dots<4, 2>(rows, a + static_cast<int64_t>(j) * in, in, t + i * t_stride + j, t_stride);
+      for (; j < rank; ++j) dots<4, 1>(rows, a + static_cast<int64_t>(j) * in, in, t + i * t_stride + j, t_stride);
+    }
+    for (; i < block.count; ++i) {
+      rows[0] = x + block.rows[i] * x_stride;
+      int j = 0;
+      for (; j + 8 <= rank; j += 8) dots<1, 8>(rows, a + static_cast<int64_t>(j) * in, in, t + i * t_stride + j, t_stride);
+      for (; j < rank; ++j) dots<1, 1>(rows, a + static_cast<int64_t>(j) * in, in, t + i * t_stride + j, t_stride);
     }
   }
 
   // y[rows[i]] += B · t[i], with B as [out, b_rank]
-  CLONES static void expand(T* y, int64_t y_stride, const Block& block, const T* b,
-                                                           int out, int b_rank, int rank, const float* t,
-                                                           int t_stride) {
-    constexpr int kTile = 16;
-    float tile[kMaxRank][kTile];  // a tile of B, transposed, so that outputs lie side by side
-    for (int first = 0; first < out; first += kTile) {
-      const int width = std::min(kTile, out - first);
-      for (int o = 0; o < kTile; ++o)
-        for (int j = 0; j < rank; ++j)
-          tile[j][o] = o < width ? widen(b[static_cast<int64_t>(first + o) * b_rank + j]) : 0.f;
-      for (int i = 0; i < block.count; ++i) {
-        float sums[kTile] = {};
-        for (int j = 0; j < rank; ++j) {
-          T rounded;
-          narrow(t[i * t_stride + j], rounded);
-          const float factor = widen(rounded);
-#pragma omp simd
-          for (int o = 0; o < kTile; ++o) sums[o] += factor * tile[j][o];
-        }
-        T* target = y + block.rows[i] * y_stride + first;
-        for (int o = 0; o < width; ++o) narrow(widen(target[o]) + sums[o], target[o]);
+  CLONES static void expand(T* y, int64_t y_stride, const Block& block, const T* b, int out, int b_rank, int rank,
+                            const float* t, int t_stride) {
+    Vector tile[kMaxRank][2];  // sixteen outputs of B, transposed, so that outputs lie side by side
+    float rounded[kBlockRows * kMaxRank];
+    for (int i = 0; i < block.count; ++i)
+      for (int j = 0; j < rank; ++j) {
+        T narrowed;
+        narrow(t[i * t_stride + j], narrowed);
+        rounded[i * rank + j] = widen(narrowed);
       }
+    for (int first = 0; first < out; first += 2 * kLanes) {
+      const int width = std::min(2 * kLanes, out - first);
+      transpose(b + static_cast<int64_t>(first) * b_rank, width, b_rank, rank, tile);
+      T* targets[kBlockRows];
+      for (int i = 0; i < block.count; ++i) targets[i] = y + block.rows[i] * y_stride + first;
+      int i = 0;
+      for (; i + 4 <= block.count; i += 4) add_tile<4>(targets + i, width, tile, rank, rounded + i * rank);
+      for (; i < block.count; ++i) add_tile<1>(targets + i, width, tile, rank, rounded + i * rank);
+    }
+  }
+
+ private:
+  // t[i..i+M, j..j+N] = A[j..] · x[i..], with M * N sums in registers. The order of additions is part of a row's result: it
+  // has to be the same for every M and N. What comes next of A is fetched meanwhile.
+  template <int M, int N>
+  static INLINE void dots(const T* const* x, const T* a, int in, float* t, int t_stride) {
+    Vector sums[M][N] = {};
+    int k = 0;
+    for (; k + kLanes <= in; k += kLanes) {
+      Vector weights[N];
+      for (int n = 0; n < N; ++n) {
+        load(a + static_cast<int64_t>(n) * in + k, weights[n]);
+        __builtin_prefetch(a + static_cast<int64_t>(n + N) * in + k);
+      }
+      for (int m = 0; m < M; ++m) {
+        Vector row;
+        load(x[m] + k, row);
+        for (int n = 0; n < N; ++n) sums[m][n] += row * weights[n];
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) {
+        float rest = 0.f;
+        for (int l = k; l < in; ++l) rest += widen(x[m][l]) * widen(a[static_cast<int64_t>(n) * in + l]);
+        t[m * t_stride + n] = sum_of(sums[m][n]) + rest;
+      }
+  }
+
+  // tile[j] = rank j of sixteen outputs of B; those above `width` are zero.
+  static INLINE void transpose(const T* b, int width, int b_rank, int rank, Vector (*tile)[2]) {
+    for (int o = 0; o < 2 * kLanes; ++o)
+      for (int j = 0; j < rank; j += kLine / static_cast<int>(sizeof(T))) __builtin_prefetch(b + kAhead + o * b_rank + j);
+    int j = 0;
+    for (; width == 2 * kLanes && j + kLanes <= rank; j += kLanes)
+      for (int half = 0; half < 2; ++half) {
+        Vector rows[kLanes];
+        for (int o = 0; o < kLanes; ++o) load(b + static_cast<int64_t>(half * kLanes + o) * b_rank + j, rows[o]);
+        turn(rows);
+        for (int l = 0; l < kLanes; ++l) tile[j + l][half] = rows[l];
+      }
+    for (; j < rank; ++j)
+      for (int o = 0; o < 2 * kLanes; ++o)
+        tile[j][o / kLanes][o % kLanes] = o < width ? widen(b[static_cast<int64_t>(o) * b_rank + j]) : 0.f;
+  }
+
+  // The sixteen outputs for M rows.
+  template <int M>
+  static INLINE void add_tile(T* const* y, int width, const Vector (*tile)[2], int rank, const float* t) {
+    Vector sums[M][2] = {};
+    for (int j = 0; j < rank; ++j)
+      for (int m = 0; m < M; ++m) {
+        sums[m][0] += t[m * rank + j] * tile[j][0];
+        sums[m][1] += t[m * rank + j] * tile[j][1];
+      }
+    for (int m = 0; m < M; ++m) {
+      const float* sum = reinterpret_cast<const float*>(sums[m]);
+      if (width == 2 * kLanes)
+        for (int o = 0; o < 2 * kLanes; ++o) narrow(widen(y[m][o]) + sum[o], y[m][o]);
+      else
+        for (int o = 0; o < width; ++o) narrow(widen(y[m][o]) + sum[o], y[m][o]);
+    }
+  }
+
+  // Transposes eight by eight: pairs of numbers, then pairs of pairs, then halves.
+  static INLINE void turn(Vector* r) {
+    Vector a[kLanes], b[kLanes];
+    for (int o = 0; o < kLanes; o += 2) {
+      a[o] = __builtin_shufflevector(r[o], r[o + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+      a[o + 1] = __builtin_shufflevector(r[o], r[o + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int o = 0; o < kLanes; o += 4)
+      for (int l = 0; l < 2; ++l) {
+        b[o + l] = __builtin_shufflevector(a[o + l], a[o + l + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        b[o + l + 2] = __builtin_shufflevector(a[o + l], a[o + l + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+      }
+    for (int l = 0; l < 4; ++l) {
+      r[l] = __builtin_shufflevector(b[l], b[l + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+      r[l + 4] = __builtin_shufflevector(b[l], b[l + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
   }
 };
@@ -208,8 +311,6 @@ AVX512BF16 inline void dots_of_rows(const Bf16* const* x, const Bf16* a, int in,
   for (; j + 4 <= rank; j += 4) dots<M, 4>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
   for (; j < rank; ++j) dots<M, 1>(x, a + static_cast<int64_t>(j) * in, in, t + j, t_stride);
 }
-
-constexpr int kAhead = 2048;  // values between those in use and those being fetched: what memory delivers in its latency
 
 // Eight ranks of sixteen outputs of B as four vectors of pairs: pairs[p] has (rank 2p, rank 2p + 1) of output o in lane o.
 // Unless they are whole, `outputs` and `ranks` say how many there are of either; the rest is as if it were zero or not there.

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, FailedPrecondition
 from loadtest.bench import output
 from loadtest.bench.endurance.load import Load, goodput
 from loadtest.bench.endurance.overload import refusals
@@ -18,6 +18,7 @@ from loadtest.bench.endurance.vitals import left_over, look, slope_mib_per_h, wa
 
 _SHARE = 0.7  # of what it can do
 _CHANGE_S = 5.0  # between changes
+_IN_USE_S = 120.0  # longest that a version's last requests may take
 _CALLERS = 64
 
 
@@ -35,16 +36,11 @@ async def soak(
         peak = goodput(await load.closed(_CALLERS, warm_s), warm_s)
     await left_over(client)
     began = look(process, 0.0)
-    changes = asyncio.create_task(_change(client, adapters))
-    try:
-        async with watched(process) as vitals:
-            with step(f"{_SHARE * peak:.1f} requests/s for {seconds:.0f} s"):
-                outcomes = await load.at_rate(_SHARE * peak, seconds)
-    finally:
+    async with watched(process) as vitals, asyncio.TaskGroup() as both:
+        changes = both.create_task(_change(client, adapters))
+        with step(f"{_SHARE * peak:.1f} requests/s for {seconds:.0f} s"):
+            outcomes = await load.at_rate(_SHARE * peak, seconds)
         changes.cancel()
-        (made,) = await asyncio.gather(changes, return_exceptions=True)
-    if isinstance(made, Exception):
-        raise made
     left = await left_over(client)
     ended = look(process, 0.0)
     slope = slope_mib_per_h(vitals)
@@ -62,11 +58,22 @@ async def soak(
 
 
 async def _change(client: AsyncClient, adapters: Sequence[tuple[str, Path]]) -> None:
-    """Publish, promote, roll back, delete: the registry and the slots are as before after each turn."""
+    """Publish, promote, roll back, unload: aliases and slots are as before after each turn."""
     for name, folder in itertools.cycle(adapters):
         version = (await client.adapters.publish(folder, name, notes="soak")).version
         await asyncio.sleep(_CHANGE_S)
         await client.adapters.promote(name, version)
         await asyncio.sleep(_CHANGE_S)
         await client.adapters.rollback(name)
-        await client.adapters.unload(f"{name}@{version}")
+        await _unload(client, f"{name}@{version}")
+
+
+async def _unload(client: AsyncClient, ref: str) -> None:
+    """When the requests that have begun with it have ended."""
+    async with asyncio.timeout(_IN_USE_S):
+        while True:
+            try:
+                await client.adapters.unload(ref)
+                return
+            except FailedPrecondition:
+                await asyncio.sleep(1)
