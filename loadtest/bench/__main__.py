@@ -10,6 +10,7 @@ import typer
 from loadtest.bench import output
 from loadtest.bench.adapters.command import adapters
 from loadtest.bench.child import ContenderDied
+from loadtest.bench.client import client
 from loadtest.bench.endurance.command import endurance
 from loadtest.bench.eviction import eviction
 from loadtest.bench.frontend.command import frontend
@@ -28,7 +29,20 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-PARTS = (adapters, frontend, identity, memory, profile, residency, eviction, router, affinity, tuning, endurance)
+PARTS = (
+    adapters,
+    frontend,
+    identity,
+    memory,
+    profile,
+    residency,
+    eviction,
+    router,
+    affinity,
+    tuning,
+    client,
+    endurance,
+)
 for part in PARTS:
     app.command()(part)
 

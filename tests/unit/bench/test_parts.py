@@ -30,6 +30,7 @@ PARTS = (
     "router",
     "affinity",
     "tuning",
+    "client",
     "endurance",
     "all",
 )
