@@ -136,6 +136,11 @@ async def start_module(
     return running, facts
 
 
+async def echo(question: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a process that is only there to be called over the network."""
+    return question
+
+
 async def serve(prepare: Prepare) -> None:
     """The process's side: prepare, say what came of it, then answer until the input ends."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as channel:

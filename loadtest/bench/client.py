@@ -17,13 +17,12 @@ import typer
 import uvloop
 from rich.table import Table
 
-from engine.client import AsyncClient
 from loadtest.bench import output
-from loadtest.bench.child import Handler, Stop, run_until_signal, serve, start_module
+from loadtest.bench.child import Handler, Stop, echo, run_until_signal, serve, start_module
 from loadtest.bench.machine import machine
 from loadtest.drive.case import Result, run_case
 from loadtest.drive.records import Status
-from loadtest.drive.site import Site, look
+from loadtest.drive.site import Site
 from loadtest.drive.targets import TargetSpec
 from loadtest.plan.scenario import Case, Workload
 from loadtest.selftest.server import Script, ScriptedServer
@@ -52,10 +51,8 @@ async def _at(address: str, rate: int, seconds: float) -> dict[str, float]:
         "arrival": f"constant:{rate / TOKENS}", "duration": seconds, "warmup": 0, "drain": DRAIN_S, "timeout": 30, "canary": 0,
         "base_share": 1, "prompt": 4, "output": TOKENS,
     })  # fmt: skip
-    async with AsyncClient(address, retries=0) as client:
-        site = Site(TargetSpec((address,), 30), client, workers=1)
-        await look(site)
-        return summary(await run_case(site, Case(scenario="client", name=f"{rate}", workload=load)), rate)
+    site = Site(TargetSpec((address,), 30), None, workers=1)
+    return summary(await run_case(site, Case(scenario="client", name=f"{rate}", workload=load)), rate)
 
 
 def summary(result: Result, rate: int) -> dict[str, float]:
@@ -113,14 +110,9 @@ def client(
 
 async def _prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, Stop]:
     server = ScriptedServer(Script(gap_s=arguments["gap_s"]))
-    address = await server.start()
-
-    async def answer(_: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    return {"address": address}, answer, server.stop
+    return {"address": await server.start()}, echo, server.stop
 
 
 if __name__ == "__main__":
-    uvloop.install()
-    asyncio.run(serve(_prepare))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(_prepare))

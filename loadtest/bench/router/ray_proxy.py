@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from engine.api.loraplex.v1 import generation_pb2
-from loadtest.bench.child import Handler, Stop, free_port, serve
+from loadtest.bench.child import Handler, Stop, echo, free_port, serve
 from loadtest.bench.router.server import messages
 
 _ADDER = "engine.api.loraplex.v1.generation_pb2_grpc.add_GenerationServiceServicer_to_server"
@@ -30,14 +30,11 @@ async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, S
     port = free_port()
     await asyncio.to_thread(_start, ray, ray_serve, gRPCOptions(port=port, grpc_servicer_functions=[_ADDER]))
 
-    async def answer(question: dict[str, Any]) -> dict[str, Any]:
-        return question
-
     async def stop() -> None:
         await asyncio.to_thread(ray_serve.shutdown)
         await asyncio.to_thread(ray.shutdown)
 
-    return {"port": port}, answer, stop
+    return {"port": port}, echo, stop
 
 
 def _start(ray: Any, ray_serve: Any, options: Any) -> None:

@@ -15,7 +15,7 @@ import grpc
 import uvloop
 
 from engine.api.loraplex.v1 import engine_pb2, generation_pb2
-from loadtest.bench.child import Handler, Stop, serve
+from loadtest.bench.child import Handler, Stop, echo, serve
 
 _BASE = "sha256:" + "0" * 64
 
@@ -70,13 +70,10 @@ async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, S
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
 
-    async def answer(question: dict[str, Any]) -> dict[str, Any]:
-        return question
-
     async def stop() -> None:
         await server.stop(None)
 
-    return {"port": port}, answer, stop
+    return {"port": port}, echo, stop
 
 
 if __name__ == "__main__":
