@@ -216,7 +216,7 @@ struct Plain {
       }
     for (int m = 0; m < M; ++m) {
       const float* sum = reinterpret_cast<const float*>(sums[m]);
-      if (width == 2 * kLanes)
+      if (width == 2 * kLanes)  // a number that the compiler knows becomes vectors
         for (int o = 0; o < 2 * kLanes; ++o) narrow(widen(y[m][o]) + sum[o], y[m][o]);
       else
         for (int o = 0; o < width; ++o) narrow(widen(y[m][o]) + sum[o], y[m][o]);
