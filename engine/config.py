@@ -316,7 +316,12 @@ class ClusterSettings(BaseSettings):
         default_factory=dict, description="More settings of each server, as JSON: '{\"max_resident\": 16}'."
     )
     router: dict[str, Any] = Field(default_factory=dict, description="More settings of each router, as JSON.")
-    cpus: float = Field(1.0, gt=0, le=1024, description="CPUs that Ray reserves for an engine.")
+    cpus: float | None = Field(
+        None,
+        gt=0,
+        le=1024,
+        description="CPUs that Ray reserves for an engine, and on a CPU its threads; without: its share here, or 1.",
+    )
     gpus: int = Field(0, ge=0, le=64, description="GPUs for an engine; more than one is tensor parallel.")
 
     # Where
@@ -329,6 +334,13 @@ class ClusterSettings(BaseSettings):
     object_store_mib: int = Field(
         100, ge=80, le=1_000_000, description="Ray's object store on this machine; nothing of ours passes through it."
     )
+
+    @property
+    def engine_cpus(self) -> float:
+        """`cpus`; without, an equal share of this machine on a Ray of our own, and 1 on one that runs already."""
+        if self.cpus is not None or self.ray:
+            return self.cpus or 1.0
+        return float(max(1, (os.cpu_count() or 1) // max(1, self.max_replicas or self.replicas)))
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterSettings:

@@ -229,23 +229,16 @@ def stopped(lasts_s: float) -> Fault:
     return fault
 
 
-def killed(which: str) -> Fault:
+async def killed(scene: Scene, rng: random.Random) -> Happened:
     """One of the engine's processes is killed: it must be back within the time of a start."""
-
-    async def fault(scene: Scene, rng: random.Random) -> Happened:
-        async with scene.engine:
-            await _until(scene, ready=True)
-            begun = time.monotonic()
-            victims = _engines(scene.own, which)
-            if not victims:
-                return Happened("none", f"there is no process called {which}")
-            rng.choice(victims).send_signal(signal.SIGKILL)
-            await _until(scene, ready=False)
-            await _until(scene, ready=True)
-            scene.restarts_s.append(time.monotonic() - begun)
-        return judged(await scene.ask(rng.choice(scene.standing), rng), {"OK"})
-
-    return fault
+    async with scene.engine:
+        await _until(scene, ready=True)
+        begun = time.monotonic()
+        rng.choice(_engines(scene.own)).send_signal(signal.SIGKILL)
+        await _until(scene, ready=False)
+        await _until(scene, ready=True)
+        scene.restarts_s.append(time.monotonic() - begun)
+    return judged(await scene.ask(rng.choice(scene.standing), rng), {"OK"})
 
 
 async def _until(scene: Scene, *, ready: bool) -> None:
@@ -254,9 +247,9 @@ async def _until(scene: Scene, *, ready: bool) -> None:
             await asyncio.sleep(0.1)
 
 
-def _engines(own: OwnServer, *which: str) -> list[psutil.Process]:
-    """The processes of vLLM below the server, or those called `which`; none with the fake engine."""
-    return below(own.process.pid, which or ("Engine", "Worker")) if own.process else []
+def _engines(own: OwnServer) -> list[psutil.Process]:
+    """The processes of vLLM below the server; none with the fake engine."""
+    return below(own.process.pid, ("Engine", "Worker")) if own.process else []
 
 
 def faults(*, processes: bool) -> dict[str, tuple[float, Fault]]:
@@ -277,7 +270,6 @@ def faults(*, processes: bool) -> dict[str, tuple[float, Fault]]:
     if processes:
         found |= {
             "engine stands still": (1.0, stopped(1.0)),
-            "engine core killed": (0.3, killed("EngineCore")),
-            "worker killed": (0.3, killed("Worker")),
+            "engine killed": (0.6, killed),
         }
     return found

@@ -19,13 +19,13 @@ KINDS = (
     "promoted and rolled back",
     "storage away",
     "engine stands still",
-    "worker killed",
+    "engine killed",
 )
 
 
 @pytest.mark.model
 async def test_nobody_notices() -> None:
-    """Files go bad, what does not load is promoted, the worker is killed: nobody gets a wrong answer, or none."""
+    """Files go bad, what does not load is promoted, the engine is killed: nobody gets a wrong answer, or none."""
     outcome = await run(Plan(MODEL, ADAPTERS["support@v1"], len(KINDS), 3, kinds=KINDS), lambda _: None)
     assert outcome.wrong == []
     assert outcome.problems == []

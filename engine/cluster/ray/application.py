@@ -150,7 +150,7 @@ def build(args: dict[str, Any]) -> Any:
     engines = deployment(
         EngineReplica,
         name="EngineReplica",
-        ray_actor_options={"num_cpus": spec.cpus, "num_gpus": spec.gpus},
+        ray_actor_options={"num_cpus": spec.engine_cpus, "num_gpus": spec.gpus},
         max_ongoing_requests=1000,
         health_check_period_s=2,
         health_check_timeout_s=30,

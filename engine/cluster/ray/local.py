@@ -36,7 +36,7 @@ def connected(spec: ClusterSettings) -> Iterator[Any]:
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": spec.object_store_mib * _MIB,
-            "num_cpus": max(os.cpu_count() or 1, round(spec.cpus * spec.replicas) + 1),
+            "num_cpus": max(os.cpu_count() or 1, round(spec.engine_cpus * spec.replicas) + 1),
         }
     try:
         ray.init(**options)
@@ -50,7 +50,7 @@ def connected(spec: ClusterSettings) -> Iterator[Any]:
 
 def check_resources(spec: ClusterSettings, resources: dict[str, float]) -> None:
     """Raise NotEnoughResources saying what is missing, if the cluster has too little for `spec`."""
-    wanted = {"CPU": spec.cpus * spec.replicas, "GPU": float(spec.gpus * spec.replicas)}
+    wanted = {"CPU": spec.engine_cpus * spec.replicas, "GPU": float(spec.gpus * spec.replicas)}
     missing = {
         name: (amount, resources.get(name, 0.0)) for name, amount in wanted.items() if amount > resources.get(name, 0.0)
     }

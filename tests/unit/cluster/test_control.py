@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,24 @@ def test_a_cluster_that_is_too_small() -> None:
     with pytest.raises(NotEnoughResources, match="4 replicas need 8 GPUs, there are 2"):
         check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 2})
     check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 8})
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus"),
+    [
+        ({"replicas": 1}, 8.0),
+        ({"replicas": 3}, 2.0),
+        ({"replicas": 2, "max_replicas": 4}, 2.0),
+        ({"replicas": 20}, 1.0),
+        ({"replicas": 2, "cpus": 0.1}, 0.1),
+        ({"replicas": 2, "ray": "auto"}, 1.0),
+        ({"replicas": 2, "ray": "auto", "cpus": 4}, 4.0),
+    ],
+)
+def test_cpus_of_an_engine(given: dict[str, Any], cpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of our own an engine gets its share of the machine, on another one what was said."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert ClusterSettings(**given).engine_cpus == cpus
 
 
 @pytest.mark.parametrize(
