@@ -113,7 +113,10 @@ class Settings(BaseSettings):
         None, gt=0, le=86_400, description="The same as a tenant's quota, if shorter; then RESOURCE_EXHAUSTED."
     )
     max_adapter_wait_s: float = Field(
-        2.0, gt=0, le=3600, description="Wait after which an adapter is given the next slot that can be freed."
+        10.0,
+        gt=0,
+        le=3600,
+        description="Wait after which an adapter is given the next slot that can be freed, at most.",
     )
     max_shadows: int = Field(
         4, ge=0, le=1024, description="Copies for shadow versions at once, in room that nothing needs; 0 makes none."

@@ -102,7 +102,7 @@ class VirtualReplica:
         self.alive = True
         self._later = later
         self._ended = ended
-        self._policy = Policy(Rules(max_running=model.places, max_waiting=10_000, max_adapter_wait_s=2.0))
+        self._policy = Policy(Rules(max_running=model.places, max_waiting=10_000))
         self._policy.follow(self.residents)
         self._jobs: dict[Ticket, Job] = {}
         self._milestones: list[_Milestone] = []

@@ -36,9 +36,14 @@ class Pace:
         self._tokens += memory * error
         self._deviation += memory * (abs(error) - self._deviation)
 
+    @property
+    def mean_answer_s(self) -> float:
+        """How long answers have run of late. 0 when unknown."""
+        return self._held_s if self._seen >= _FEWEST else 0.0
+
     def wait_s(self, places: float) -> float:
         """How long it takes until so many places have become free: each is held as long as of late. 0 when unknown."""
-        return self._held_s * places / self._max_running if self._seen >= _FEWEST else 0.0
+        return self.mean_answer_s * places / self._max_running
 
     def answer_s(self, asked: Asked) -> float:
         """How long a request will run if its answer is as long as the longer ones of late. 0 when unknown.

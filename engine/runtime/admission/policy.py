@@ -37,7 +37,7 @@ class Rules:
     max_waiting_per_tenant: int | None = None
     max_wait_s: float = math.inf
     max_wait_per_tenant_s: float = math.inf
-    max_adapter_wait_s: float = 2.0
+    max_adapter_wait_s: float = 10.0
     weights: Mapping[str, float] = field(default_factory=dict)
     waiting_limits: Mapping[str, int] = field(default_factory=dict)  # by tenant, instead of max_waiting_per_tenant
 
@@ -121,6 +121,7 @@ class Policy:
             ticket.running = False
             self._charge(ticket)
             self._pace.finished(ticket, now)
+            self.slots.learn(self._pace.mean_answer_s)
             self.running -= ticket.places
             if self.slots.end(ticket):
                 self._file_all([ticket.queue.adapter])

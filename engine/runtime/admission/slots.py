@@ -3,8 +3,12 @@
 An adapter runs while a request of it does. Those that do not run need a slot first. A claim on a slot grows with time: it is
 worth the time that the adapter's first request has waited, more for every other request that waits for it (a switch is paid
 once for all of them) and for a higher priority, and more if the adapter is in the engine already (then there is no switch).
-Past `patience_s` a claim is urgent: if no slot is free, one is drained for it. A drained adapter gets no new requests until
-its running ones have ended; its slot is then free. Nothing is drained before its turn of `patience_s` is over.
+Past the patience a claim is urgent: if no slot is free, one is drained for it. A drained adapter gets no new requests until
+its running ones have ended; its slot is then free. Nothing is drained before its turn, as long as the patience, is over.
+
+How long that is follows from how long answers take (`Slots.learn`): an adapter that runs alone keeps its slot from fuller
+batches for about an answer, with the draining before. So of S slots it costs the others 1/S of their tokens for that long,
+and ten answers' patience, divided by S, keeps that to a tenth. `longest_s` bounds it.
 
 Slots are shared among tenants as tokens are, by weight: a tenant without any takes one from whoever has most; a tenant with
 its share of them can only take turns among its own adapters.
@@ -24,18 +28,28 @@ if TYPE_CHECKING:
 
 _FULL_BATCH = 9  # an adapter for which so many wait is urgent at once
 _RESIDENT_BONUS = 0.25  # of the patience: what a resident adapter is ahead
+_PATIENCE_ANSWERS = 10.0  # divided by the slots; at least one answer
+_AT_FIRST_S = 2.0  # as long as nothing is known of answers
+_SHORTEST_S = 0.5  # a switch costs tens of milliseconds, too
 
 
 class Slots:
     """The running adapters, and those that make room."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, longest_s: float) -> None:
         self.residents: ResidentSet = Roomy()
         self.running: dict[str, Adapter] = {}
         self.draining: list[Adapter] = []
         self._adapters: dict[str | None, Adapter] = {}  # those with requests
         self._claimed: dict[Adapter, None] = {}
-        self._patience_s = patience_s
+        self._longest_s = longest_s
+        self._patience_s = min(longest_s, _AT_FIRST_S)
+
+    def learn(self, answer_s: float) -> None:
+        """Be as patient as answers that run for so many seconds ask for; 0 when that is unknown."""
+        if answer_s:
+            answers = max(1.0, _PATIENCE_ANSWERS / max(1, self.residents.capacity))
+            self._patience_s = min(self._longest_s, max(_SHORTEST_S, answers * answer_s))
 
     @property
     def free(self) -> int:

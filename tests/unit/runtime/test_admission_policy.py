@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from engine.errors import DeadlineUnreachable, LoraplexError, Overloaded, QuotaExceeded, WaitedTooLong
 from engine.runtime.admission.policy import Decision, Policy, Rules
+from engine.runtime.admission.slots import Slots
+from engine.runtime.admission.tenants import Tenants
 from engine.runtime.admission.tickets import Asked, Ticket
-from tests.unit.runtime.simulation import ANSWER_S, STEP_S, SWITCH_S, Caller, Resident, Simulation, endless
+from tests.unit.runtime.simulation import ANSWER_S, STEP_S, SWITCH_S, Caller, Record, Resident, Simulation, endless
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a simulated minute takes too long to be shrunk
 PLACES, CAPACITY, PATIENCE_S = 6, 3, 2.0
@@ -376,24 +379,63 @@ def test_no_adapter_starves(capacity: int, hot: int, seed: int, longest: int) ->
     assert len(waits) >= 80 / (3 + answer_s + PATIENCE_S + rounds * (PATIENCE_S + answer_s)) - 1
 
 
+def third_of_two_slots(
+    rules: Rules, third: Iterator[tuple[Asked, int]], until: float
+) -> tuple[list[Record], list[Record]]:
+    """The case that vLLM alone starves for a minute; the busy adapters' requests, and the third's."""
+    random_ = random.Random(1)
+    sim = Simulation(rules, 2)
+    for number in range(16):
+        asked = Asked(adapter="uv"[number % 2], prompt_tokens=20, max_tokens=48)
+        sim.call(Caller(endless(random_, lambda asked=asked: asked, 8, 48)))
+    sim.call(Caller(third), at=20.0)
+    sim.run(until)
+    ran = [record for record in sim.records if record.admitted is not None]
+    return [r for r in ran if r.asked.adapter != "third"], [r for r in ran if r.asked.adapter == "third"]
+
+
+def made(records: list[Record]) -> int:
+    """The tokens of the answers that are complete."""
+    return sum(record.length for record in records if record.finished is not None)
+
+
+THIRD = Asked(adapter="third", prompt_tokens=20, max_tokens=48)
+
+
 def test_the_third_adapter_of_two_slots() -> None:
-    """The case that vLLM alone starves for a minute: here the third waits seconds, and hardly costs the others anything."""
-
-    def tokens(third: bool) -> tuple[int, Simulation]:
-        random_ = random.Random(1)
-        sim = Simulation(Rules(32, 256), 2)
-        for number in range(16):
-            asked = Asked(adapter="uv"[number % 2], prompt_tokens=20, max_tokens=48)
-            sim.call(Caller(endless(random_, lambda asked=asked: asked, 8, 48)))
-        if third:
-            sim.send(20.0, Asked(adapter="third", prompt_tokens=20, max_tokens=48), 24)
-        sim.run(60)
-        return sim.tokens.total(), sim
-
-    (alone, _), (together, sim) = tokens(third=False), tokens(third=True)
-    (third,) = [record for record in sim.records if record.asked.adapter == "third"]
+    """It waits as long as the operator allows, and hardly costs the others anything."""
+    rules = Rules(32, 256, max_adapter_wait_s=2.0)
+    alone, _ = third_of_two_slots(rules, iter(()), 60)
+    busy, (third,) = third_of_two_slots(rules, iter([(THIRD, 24)]), 60)
     assert third.wait < 5
-    assert together > 0.95 * alone
+    assert made(busy) + third.length > 0.95 * made(alone)
+
+
+def test_what_a_third_adapter_costs() -> None:
+    """However often it is asked: the others keep nine tenths, and it waits no more than five times as long as they."""
+    alone, _ = third_of_two_slots(Rules(32, 256), iter(()), 620)
+    busy, third = third_of_two_slots(Rules(32, 256), endless(random.Random(2), lambda: THIRD, 8, 48), 620)
+    waits = sorted(record.wait for record in busy)
+    assert len(third) > 40
+    assert max(record.wait for record in third) < 5 * waits[int(0.99 * len(waits))]
+    assert made(busy) > 0.9 * made(alone)
+
+
+@pytest.mark.parametrize(
+    ("answer_s", "slots", "patience_s"),
+    [(0.0, 2, 2.0), (0.2, 2, 1.0), (1.0, 2, 5.0), (5.0, 2, 10.0), (1.0, 8, 1.25), (1.0, 64, 1.0), (0.01, 2, 0.5)],
+)
+def test_patience_follows_the_answers(answer_s: float, slots: int, patience_s: float) -> None:
+    """Ten answers divided by the slots, one at least, half a second at least; two seconds as long as nothing is known."""
+    claims = Slots(10.0)
+    claims.residents = Resident(slots)
+    claims.learn(answer_s)
+    adapter = claims.adapter("a")
+    queue = Tenants({}).arriving("t", 0.0).queue(adapter)
+    queue.add(Ticket(Asked("t", "a"), queue, 1, 1, 100.0))
+    adapter.waiting = 1
+    assert not claims.urgent(queue, 100.0 + patience_s - 0.01)
+    assert claims.urgent(queue, 100.0 + patience_s + 0.01)
 
 
 def test_a_switch_is_paid_by_a_batch() -> None:
