@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from engine.runtime.admission.policy import Decision, Policy, Rules
 from engine.runtime.admission.slots import Slots
 from engine.runtime.admission.tenants import Tenants
 from engine.runtime.admission.tickets import Asked, Ticket
-from tests.unit.runtime.simulation import ANSWER_S, STEP_S, SWITCH_S, Caller, Record, Resident, Simulation, endless
+from tests.unit.runtime.patience import THIRD, always, made, third_of_two_slots
+from tests.unit.runtime.simulation import ANSWER_S, STEP_S, SWITCH_S, Caller, Resident, Simulation, endless
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a simulated minute takes too long to be shrunk
 PLACES, CAPACITY, PATIENCE_S = 6, 3, 2.0
@@ -379,29 +379,6 @@ def test_no_adapter_starves(capacity: int, hot: int, seed: int, longest: int) ->
     assert len(waits) >= 80 / (3 + answer_s + PATIENCE_S + rounds * (PATIENCE_S + answer_s)) - 1
 
 
-def third_of_two_slots(
-    rules: Rules, third: Iterator[tuple[Asked, int]], until: float
-) -> tuple[list[Record], list[Record]]:
-    """The case that vLLM alone starves for a minute; the busy adapters' requests, and the third's."""
-    random_ = random.Random(1)
-    sim = Simulation(rules, 2)
-    for number in range(16):
-        asked = Asked(adapter="uv"[number % 2], prompt_tokens=20, max_tokens=48)
-        sim.call(Caller(endless(random_, lambda asked=asked: asked, 8, 48)))
-    sim.call(Caller(third), at=20.0)
-    sim.run(until)
-    ran = [record for record in sim.records if record.admitted is not None]
-    return [r for r in ran if r.asked.adapter != "third"], [r for r in ran if r.asked.adapter == "third"]
-
-
-def made(records: list[Record]) -> int:
-    """The tokens of the answers that are complete."""
-    return sum(record.length for record in records if record.finished is not None)
-
-
-THIRD = Asked(adapter="third", prompt_tokens=20, max_tokens=48)
-
-
 def test_the_third_adapter_of_two_slots() -> None:
     """It waits as long as the operator allows, and hardly costs the others anything."""
     rules = Rules(32, 256, max_adapter_wait_s=2.0)
@@ -414,7 +391,7 @@ def test_the_third_adapter_of_two_slots() -> None:
 def test_what_a_third_adapter_costs() -> None:
     """However often it is asked: the others keep nine tenths, and it waits no more than five times as long as they."""
     alone, _ = third_of_two_slots(Rules(32, 256), iter(()), 620)
-    busy, third = third_of_two_slots(Rules(32, 256), endless(random.Random(2), lambda: THIRD, 8, 48), 620)
+    busy, third = third_of_two_slots(Rules(32, 256), always(), 620)
     waits = sorted(record.wait for record in busy)
     assert len(third) > 40
     assert max(record.wait for record in third) < 5 * waits[int(0.99 * len(waits))]
