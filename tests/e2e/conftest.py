@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from engine.client import AsyncClient
 from engine.config import Settings
 from engine.server.app import App
+from loadtest.drive.processes import below
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".models" / "smollm2-135m-instruct"
@@ -27,6 +30,11 @@ def heldout(ref: str, count: int) -> list[tuple[str, str]]:
     """The first rows that an adapter was not trained on: prompt and right answer."""
     lines = (ROOT / "examples" / ref.partition("@")[0] / "heldout.jsonl").read_text().splitlines()
     return [(row["prompt"], row["completion"].strip()) for row in map(json.loads, lines[:count])]
+
+
+def computing() -> list[psutil.Process]:
+    """The processes that compute, those of the latest engine last: workers if there are any, else vLLM's engines."""
+    return below(os.getpid(), ["Worker"]) or below(os.getpid(), ["EngineCore"])
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

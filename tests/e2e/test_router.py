@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,8 +15,7 @@ from engine.cluster.fleet import StaticSource
 from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
 from engine.server.app import App
-from loadtest.drive.processes import below
-from tests.e2e.conftest import heldout
+from tests.e2e.conftest import computing, heldout
 
 pytestmark = [
     pytest.mark.model,
@@ -103,11 +101,11 @@ async def test_cut_off_again_and_again(routed: AsyncClient, router: RouterApp) -
 
 
 async def test_a_killed_engine(routed: AsyncClient, app: App, second: App) -> None:
-    """One engine's worker is killed under load: streams go on at the other one, and nothing is lost or changed."""
+    """One engine is killed under load: streams go on at the other one, and nothing is lost or changed."""
     alone = [await answer(routed, asked) for asked in work()]
     asking = [asyncio.create_task(answer(routed, asked)) for asked in work() * 2]
     await asyncio.sleep(1.5)
-    below(os.getpid(), ["Worker"])[-1].send_signal(signal.SIGKILL)
+    computing()[-1].send_signal(signal.SIGKILL)
     disturbed = await asyncio.gather(*asking)
     assert [one[:3] for one in disturbed] == [one[:3] for one in alone] * 2
     async with asyncio.timeout(120):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from engine.client import AsyncClient, RequestError
 from engine.errors import NotFinite
 from engine.runtime.engine import LoadedAdapter
 from engine.server.app import App
-from loadtest.drive.processes import below
-from tests.e2e.conftest import ADAPTERS, heldout
+from tests.e2e.conftest import ADAPTERS, computing, heldout
 from tests.engine_suite import ask, loaded, until_nothing_runs
 
 pytestmark = [
@@ -61,11 +58,6 @@ async def test_poison(app: App, tmp_path: Path) -> None:
     assert engine._life == engines
 
 
-def computing() -> psutil.Process:
-    """The process that computes: a worker if there is one, else vLLM's engine itself."""
-    return (below(os.getpid(), ["Worker"]) or below(os.getpid(), ["EngineCore"]))[0]
-
-
 def residents(app: App) -> set[tuple[str, bool]]:
     """What is in the engine, and whether it is pinned."""
     assert app.generator
@@ -93,7 +85,7 @@ async def test_killed_engine(app: App, client: AsyncClient, published: list[str]
     streaming = asyncio.create_task(stream())
     asking = [asyncio.create_task(answer(*each)) for each in work * 2]
     await asyncio.sleep(1.5)
-    computing().send_signal(signal.SIGKILL)
+    computing()[-1].send_signal(signal.SIGKILL)
     with pytest.raises(RequestError, match="tokens of this answer were sent") as ended:
         await streaming
     assert ended.value.reason == "ENGINE_DIED"
@@ -112,6 +104,6 @@ async def test_stopped_engine(app: App, monkeypatch: pytest.MonkeyPatch) -> None
     question, _ = heldout("support@v1", 1)[0]
     right = (await ask(app.engine, question, max_tokens=8)).tokens
     monkeypatch.setattr(app.engine._stall, "limit_s", 2.0)
-    computing().send_signal(signal.SIGSTOP)
+    computing()[-1].send_signal(signal.SIGSTOP)
     assert (await ask(app.engine, question, max_tokens=8)).tokens == right
     assert app.engine.ready
