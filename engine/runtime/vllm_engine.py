@@ -38,7 +38,7 @@ from engine.runtime.structured import to_grammar
 from engine.runtime.tokens import check_token_ids
 from engine.runtime.vllm_resume import PROCESSOR, asked, tell
 from engine.vllm_plugin.precision import precision
-from engine.vllm_plugin.threads import compute_threads
+from engine.vllm_plugin.threads import on_every_core
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_EXECUTOR = "engine.vllm_plugin.executor.InProcessExecutor"
 _LOOK_S = 0.2  # between looks at whether vLLM is alive while it is asked something
 _STOP_S = 5.0  # how long vLLM's processes may take to end by themselves
 _LONG_TEXT = 20_000  # characters; longer texts are tokenised in a thread, so that streams do not stutter
@@ -179,7 +178,7 @@ class VllmEngine:
             "otlp_traces_endpoint": settings.otlp_endpoint or None,
             "use_tqdm_on_load": False,
             "worker_extension_cls": "engine.vllm_plugin.worker.LoraplexWorker",
-            "distributed_executor_backend": _EXECUTOR if _in_process(settings) else None,
+            "distributed_executor_backend": on_every_core() if on_cpu and settings.tensor_parallel == 1 else None,
             "scheduler_cls": "engine.vllm_plugin.scheduler.ZeroingScheduler" if on_cpu else None,
         }
 
@@ -391,16 +390,6 @@ def _prepare_environment(settings: Settings) -> None:
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    if _in_process(settings):
-        from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
-
-        # Ray sets it to a replica's share of the CPUs.
-        os.environ.setdefault("OMP_NUM_THREADS", str(compute_threads(get_allowed_cpu_list())))
-
-
-def _in_process(settings: Settings) -> bool:
-    """Whether the model runs in the process of vLLM's scheduler (see vllm_plugin/executor.py)."""
-    return _on_cpu() and settings.tensor_parallel == 1
 
 
 def _lora_request(adapter: LoadedAdapter) -> LoRARequest:

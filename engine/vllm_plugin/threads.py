@@ -1,8 +1,9 @@
-"""How many threads an engine on a CPU computes with."""
+"""How many threads an engine on a CPU computes with, and in which process: executor.py says why."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,17 @@ class Cpu(Protocol):
 
     physical_core: int
     numa_node: int
+
+
+def on_every_core() -> str:
+    """Have vLLM's processes, which are started later, compute with every core; returns the executor to name to vLLM.
+
+    OMP_NUM_THREADS stands if it is set: Ray sets it to a replica's share of the CPUs.
+    """
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(compute_threads(get_allowed_cpu_list())))
+    return "engine.vllm_plugin.executor.InProcessExecutor"
 
 
 def compute_threads(allowed: Sequence[Cpu], quota: Path = _QUOTA) -> int:

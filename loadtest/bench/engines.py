@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import safe_open
 
 from engine.vllm_plugin.precision import precision
+from engine.vllm_plugin.threads import on_every_core
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -45,6 +46,9 @@ class EngineSpec:
     kv_cache_gib: int = 1
     gpu_share: float = 0.1  # of the GPU's memory, as several engines share it; a CPU has no such share
     prefix_cache: bool = False  # each prompt is computed, or there would be nothing to measure
+    every_core: bool = (
+        False  # on a CPU: as our server has it, not vLLM's executor, which keeps a core for its scheduler
+    )
     profile_dir: str = ""  # where torch.profiler's traces go; "" for an engine that cannot be profiled
 
     def environment(self) -> dict[str, str]:
@@ -124,6 +128,8 @@ def build(spec: EngineSpec) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     args = spec.engine_args(current_platform.is_cpu())
+    if spec.every_core and current_platform.is_cpu():
+        args["distributed_executor_backend"] = on_every_core()
     if spec.profile_dir:
         from vllm.config import ProfilerConfig
 
