@@ -100,7 +100,7 @@ async def test_killed_engine(app: App, client: AsyncClient, published: list[str]
 
 
 async def test_stopped_engine(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that neither works nor dies is noticed and replaced, and who waited for it is answered."""
+    """An engine that neither works nor dies is noticed and replaced, and who waited for it is answered."""
     question, _ = heldout("support@v1", 1)[0]
     right = (await ask(app.engine, question, max_tokens=8)).tokens
     monkeypatch.setattr(app.engine._stall, "limit_s", 2.0)

@@ -83,7 +83,12 @@ class Contest:
             module, environment = "loadtest.bench.adapters.peft_contender", {"HF_HUB_OFFLINE": "1"}
         else:
             engine = EngineSpec(
-                *(str(same.model), entry.lora, same.dtype, same.max_running, same.kv_cache_gib, same.gpu_share),
+                str(same.model),
+                entry.lora,
+                same.dtype,
+                same.max_running,
+                same.kv_cache_gib,
+                same.gpu_share,
                 every_core=True,
             )
             arguments = {"engine": engine.to_json(), "adapters": adapters}

@@ -19,17 +19,19 @@ THIRD = Asked(adapter="third", prompt_tokens=20, max_tokens=48)
 _BOUNDS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
 
 
-def third_of_two_slots(
-    rules: Rules, third: Iterator[tuple[Asked, int]], until: float
-) -> tuple[list[Record], list[Record]]:
-    """The busy adapters' requests that ran in so many seconds, and the third's, which begins after 20."""
+def third_of_two_slots(rules: Rules, third: Iterator[tuple[Asked, int]], until: float) -> Simulation:
+    """So many seconds of the two busy adapters; the third's caller begins after 20."""
     random_ = random.Random(1)
     sim = Simulation(rules, 2)
     for number in range(16):
         asked = Asked(adapter="uv"[number % 2], prompt_tokens=20, max_tokens=48)
         sim.call(Caller(endless(random_, lambda asked=asked: asked, 8, 48)))
     sim.call(Caller(third), at=20.0)
-    sim.run(until)
+    return sim.run(until)
+
+
+def that_ran(sim: Simulation) -> tuple[list[Record], list[Record]]:
+    """The busy adapters' requests, and the third's."""
     ran = [record for record in sim.records if record.admitted is not None]
     return [r for r in ran if r.asked is not THIRD], [r for r in ran if r.asked is THIRD]
 
@@ -49,8 +51,8 @@ def main() -> None:
     sys.stdout.write("max_adapter_wait_s  busy ones keep  third waits, of their p99  third's median wait\n")
     for bound_s in _BOUNDS_S:
         rules = Rules(32, 256, max_adapter_wait_s=bound_s)
-        alone, _ = third_of_two_slots(rules, iter(()), 620)
-        busy, third = third_of_two_slots(rules, always(), 620)
+        alone, _ = that_ran(third_of_two_slots(rules, iter(()), 620))
+        busy, third = that_ran(third_of_two_slots(rules, always(), 620))
         waits, others = sorted(r.wait for r in third), sorted(r.wait for r in busy)
         times = waits[-1] / others[int(0.99 * len(others))]
         kept = made(busy) / made(alone)
