@@ -63,8 +63,8 @@ def total(gauge: str, by: str = "") -> str:
 
 
 def share(part: str, whole: str) -> str:
-    """One as a share of the other; nothing while there is none."""
-    return f"{part} / ({whole} > 0)"
+    """One as a share of the other: 0 where there is only the other, nothing while there is neither."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
 
 def _by(labels: str) -> str:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ import psutil
 from engine.client import AsyncClient
 from loadtest.bench import output
 from loadtest.bench.endurance.load import Load, Outcome, goodput, ttft_p95
-from loadtest.bench.endurance.vitals import left_over, slope_mib_per_h, watched
+from loadtest.bench.endurance.vitals import cores, left_over, slope_mib_per_h, watched
 
 TIMES = 5.0  # of what it can do
 _NORMAL = 0.5  # of what it can do: the load before and after
@@ -28,13 +29,15 @@ async def overload(
     """Find what the server can do in `warm_s`, ask for five times as much for `seconds`, then for half again."""
     with step(f"what it can do: {_CALLERS} callers for {warm_s:.0f} s"):
         await load.closed(_CALLERS, warm_s / 4)
-        peak = goodput(await load.closed(_CALLERS, warm_s), warm_s)
+        with cores(process) as at_peak:
+            peak = goodput(await load.closed(_CALLERS, warm_s), warm_s)
     with step(f"half of it: {_NORMAL * peak:.1f} requests/s"):
         before = await load.at_rate(_NORMAL * peak, warm_s)
     async with watched(process) as vitals:
         with step(f"{TIMES:.0f} times as much as it can do for {seconds:.0f} s"):
             over = time.monotonic() + seconds
-            during = await load.at_rate(TIMES * peak, seconds)
+            with cores(process) as at_times:
+                during = await load.at_rate(TIMES * peak, seconds)
         with step("half of it again"):
             normal = time.monotonic()
             after = await load.at_rate(_NORMAL * peak, _AFTER_S)
@@ -43,6 +46,9 @@ async def overload(
         "offered_per_s": len(during) / seconds,
         # What the queue still held at the end was answered later, and would flatter a short run.
         "goodput_of_peak": goodput([one for one in during if one.ended <= over], seconds) / peak,
+        # Callers, refusals and engine share this machine: what the first two take here, the engine does not have.
+        "cores_at_peak": asdict(at_peak),
+        "cores_during": asdict(at_times),
         **refusals(during),
         "memory_mib": (vitals[0].memory_mib, max(one.memory_mib for one in vitals)),
         "memory_mib_per_h": slope_mib_per_h(vitals),

@@ -1,4 +1,4 @@
-"""What a running server holds: memory and files of its processes, requests and slots by its own account."""
+"""What a running server holds and uses: memory, files and time of its processes, requests and slots by its own account."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -35,6 +35,30 @@ def look(process: psutil.Process, since: float) -> Vitals:
             memory += told.rss - getattr(told, "shared", 0)
             files += one.num_fds()
     return Vitals(time.monotonic() - since, memory / _MIB, files)
+
+
+@dataclass
+class Cores:
+    """Processor seconds a second over the time of a block: of these callers, the server's own process, and the engine's."""
+
+    callers: float = 0.0
+    server: float = 0.0
+    engine: float = 0.0
+
+
+@contextlib.contextmanager
+def cores(process: psutil.Process) -> Iterator[Cores]:
+    """Measure while the block runs; the result is complete after it."""
+    used, before, began = Cores(), _processor_s(process), time.monotonic()
+    yield used
+    after, seconds = _processor_s(process), time.monotonic() - began
+    used.callers, used.server, used.engine = ((b - a) / seconds for a, b in zip(before, after, strict=True))
+
+
+def _processor_s(process: psutil.Process) -> tuple[float, float, float]:
+    times = [one.cpu_times() for one in (psutil.Process(), process, *process.children(recursive=True))]
+    callers, server, *rest = (told.user + told.system for told in times)
+    return callers, server, sum(rest)
 
 
 @contextlib.asynccontextmanager
