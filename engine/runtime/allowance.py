@@ -18,7 +18,7 @@ class Allowance:
         return nullcontext()
 
     def spend(self, tokens: int) -> None:
-        """A request took so many tokens, of its prompt or its answer."""
+        """A request took so many tokens, of its prompt or its answer; fewer than none if it lost what it had taken."""
 
 
 Allowances = Callable[[str], Allowance]  # by the tenant's name

@@ -212,7 +212,7 @@ class Generator:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
                 adapter = lease.adapter if lease else None
                 engine_request = EngineRequest(
-                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer),
+                    f"g{next(self._numbers)}", ids, sampling, adapter, _on_restart(request, answer, allowance),
                     request.begun.resume if request.begun else None, allowance.cache_salt, request.trace,
                 )  # fmt: skip
                 async with aclosing(self._run(answer, place, engine_request, allowance)) as deltas:
@@ -326,12 +326,13 @@ def _answered(answer: Answer) -> Answered:
     return Answered(answer.tokens or (), answer.first_token_s - waited, answer.total_s - waited)
 
 
-def _on_restart(request: GenerationRequest, answer: Answer) -> Callable[[], None] | None:
+def _on_restart(request: GenerationRequest, answer: Answer, allowance: Allowance) -> Callable[[], None] | None:
     forget = request.on_restart
     if forget is None:
         return None
 
     def begin_again() -> None:
+        allowance.spend(-answer.completion_tokens)  # the tenant pays for the answer that it gets
         answer.begin_again()
         forget()
 

@@ -96,7 +96,10 @@ class Quota(Allowance):
             self._open -= 1
 
     def spend(self, tokens: int) -> None:
-        """Count tokens. They are known only when they are there, so a running request may overdraw what is left."""
+        """Count tokens. They are known only when they are there, so a running request may overdraw what is left.
+
+        Fewer than none give back what an answer had taken that begins again.
+        """
         if self._tokens:
             self._tokens.take(tokens, self._clock())
 

@@ -19,6 +19,7 @@ from engine.registry.registry import Registry
 from engine.registry.store import Store
 from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
+from engine.runtime.allowance import Allowances, unlimited
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import GenerationRequest, Generator
@@ -110,9 +111,10 @@ class World:
             observer=self.counter,
         )
 
-    def generator(self, max_running: int = 4, max_waiting: int = 4) -> Generator:
+    def generator(self, max_running: int = 4, max_waiting: int = 4, allowances: Allowances = unlimited) -> Generator:
         """A generator with a residency of its own."""
-        return Generator(self.engine, self.catalog, Admission(Rules(max_running, max_waiting)), self.residency())
+        admission = Admission(Rules(max_running, max_waiting))
+        return Generator(self.engine, self.catalog, admission, self.residency(), allowances=allowances)
 
     async def publish(self, name: str, seed: int | None = None) -> Manifest:
         """Publish another version of `name`; versions of one seed have the same bytes."""

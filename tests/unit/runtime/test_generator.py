@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engine.errors import AdapterNotFound, InvalidRequest, Overloaded
 from engine.registry.names import AdapterRef
-from engine.runtime.engine import Sampling
+from engine.runtime.allowance import Allowance
+from engine.runtime.engine import Delta, EngineRequest, Sampling
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import GenerationRequest, Prompt
 from tests.unit.runtime.conftest import CountingEngine, World, text_of, until
@@ -142,6 +146,37 @@ async def test_cancelled_while_waiting_for_the_adapter(world: World, engine: Cou
     assert generator.admission.running == 0
     engine.may_load.set()
     assert await text_of(generator, ask(adapter="support")) == "support@v1 heard: hi"
+
+
+class DyingOnce(FakeEngine):
+    """Its first answer comes to an end in the middle, and then again from its beginning."""
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Begin, die, begin again."""
+        async with aclosing(super().generate(request)) as deltas:
+            for _ in range(3):
+                yield await anext(deltas)
+        assert request.on_restart
+        request.on_restart()
+        async with aclosing(super().generate(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+
+@pytest.mark.parametrize("engine_type", [FakeEngine, DyingOnce])
+async def test_an_answer_that_begins_again_is_paid_for_once(world: World, engine_type: type[FakeEngine]) -> None:
+    """A tenant pays for the prompt and the answer that it gets, not for what was lost with an engine."""
+    world.engine = engine_type()
+    spent: list[int] = []
+
+    class Purse(Allowance):
+        def spend(self, tokens: int) -> None:
+            spent.append(tokens)
+
+    generator = world.generator(allowances=lambda _: Purse())
+    async with generator.answer(replace(ask(), on_restart=lambda: None)) as (answer, deltas):
+        assert [delta async for delta in deltas]
+    assert sum(spent) == answer.prompt_tokens + answer.completion_tokens
 
 
 async def test_full(world: World, engine: CountingEngine) -> None:
