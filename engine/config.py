@@ -445,7 +445,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise BadConfiguration(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's dates and numbers raise plain ValueErrors
+    except Exception as error:  # PyYAML raises whatever a value's type does: `!!bool maybe` is a KeyError
         raise BadConfiguration(f"{file} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise BadConfiguration(f"{file} must hold keys and values, one `name: value` a line")

@@ -41,6 +41,7 @@
     └── operator must act
         ├── BaseModelNotFound         NOT_FOUND            no model in the configured folder
         ├── BaseModelIncomplete       FAILED_PRECONDITION  the model folder lacks files or they are damaged
+        ├── Stalled                   ABORTED              the caller began to send and then sent nothing
         ├── AddressInUse              FAILED_PRECONDITION  another process has the port
         ├── BadConfiguration          INVALID_ARGUMENT     a setting is wrong
         ├── NotEnoughResources        FAILED_PRECONDITION  the Ray cluster is too small
@@ -309,6 +310,17 @@ class QuotaExceeded(LoraplexError):
         super().__init__(f"tenant {tenant!r} {problem}")
         self.tenant = tenant
         self.retry_after_s = retry_after_s
+
+
+class Stalled(LoraplexError):
+    """A caller began to send and then sent nothing more."""
+
+    status = "ABORTED"
+    reason = "STALLED"
+    fix = "Send it again, over a connection that is fast enough."
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__(f"the next message did not come within {after_s:.0f} s")
 
 
 class Draining(Unavailable):

@@ -134,7 +134,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except Exception as error:  # see engine.config.read_yaml
         raise typer.BadParameter(f"{value!r} is no value", param_hint="--set") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -14,7 +15,7 @@ from pydantic_core import from_json
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
-from engine.errors import AliasMoved, InvalidRequest, Overloaded
+from engine.errors import AliasMoved, InvalidRequest, Overloaded, QuotaExceeded
 from engine.registry.aliases import version_before
 from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.checks import Limits, check_adapter
@@ -32,6 +33,8 @@ from engine.server.progress import progress, reported
 from engine.server.trials import Trials
 from engine.server.trying import Trying
 from engine.server.uploads import Upload, private_folder
+
+_UPLOAD_S = 5.0  # when to try again: nobody knows when one ends
 
 
 class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
@@ -54,7 +57,7 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
         self._base = base
         self._limits = limits
         self._max_publishing = max_publishing
-        self._publishing = 0
+        self._publishing: Counter[str] = Counter()  # by tenant
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
         """All adapters that the caller may know of, as the store has them now."""
@@ -78,9 +81,13 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
         context: Context,
     ) -> AsyncIterator[pb.PublishAdapterResponse]:
         """Receive into a private folder, check there, then store; until then nothing of it is visible to anyone."""
-        if self._publishing >= self._max_publishing:
-            raise Overloaded(self._publishing, "uploads are under way")
-        self._publishing += 1
+        tenant = principal()
+        if (under_way := self._publishing.total()) >= self._max_publishing:
+            raise Overloaded(under_way, "uploads are under way")
+        # One place is left for the others.
+        if not tenant.trusted and self._publishing[tenant.tenant] >= max(1, self._max_publishing - 1):
+            raise QuotaExceeded(tenant.tenant, f"has {self._publishing[tenant.tenant]} uploads under way", _UPLOAD_S)
+        self._publishing[tenant.tenant] += 1
         try:
             header = await _header(requests)
             evaluation = _evaluation(header.evaluation_json)
@@ -95,7 +102,8 @@ class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
                     async for response in responses:
                         yield response
         finally:
-            self._publishing -= 1
+            self._publishing[tenant.tenant] -= 1
+            self._publishing += Counter()  # forget who has none
 
     async def _publish(
         self, header: pb.PublishHeader, evaluation: dict[str, Any] | None, folder: Path, report: OnStage

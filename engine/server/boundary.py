@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -20,7 +22,8 @@ import grpc
 import structlog
 from grpc import aio
 
-from engine.errors import InternalError, LoraplexError, NotReady, Overloaded
+from engine.errors import InternalError, LoraplexError, NotReady, Overloaded, QuotaExceeded, Stalled
+from engine.server import stalls
 from engine.server.identity import FORWARDED_KEY, Identity, Principal, act_as
 from engine.server.identity.rights import Need, check_adapter, check_role, need_of, sign
 from engine.server.status import code_of, message_of, trailers_of
@@ -30,6 +33,7 @@ from engine.server.validation import parse
 log = structlog.get_logger("loraplex.call")
 
 _OURS = "/loraplex.v1."
+_MOST_OTHER_STREAMS = 256  # gRPC's own services need no credentials, and a stream of theirs stays open
 _FREQUENT = ("GetEngine", "GetActivity")  # routers and consoles ask all the time
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _current: ContextVar[str] = ContextVar("traceparent", default="")
@@ -53,8 +57,10 @@ class Boundary(aio.ServerInterceptor):
         self.tracing: Tracing | None = None
         self._metrics = metrics
         self._identity = identity
-        self._max_calls = max_calls
-        self._calls = 0
+        self._limits = {"ours": max_calls, "streams": _MOST_OTHER_STREAMS, "checks": math.inf}
+        self._max_of_a_tenant = max(1, max_calls // 2)  # so that others get through
+        self._open: Counter[str] = Counter()  # by kind, and by tenant
+        self._stalls = stalls.Stalls()
 
     async def intercept_service(
         self,
@@ -74,7 +80,7 @@ class Boundary(aio.ServerInterceptor):
         """A handler that refuses calls of any kind: the services do not exist before the engine does."""
 
         async def refuse(_: bytes, context: Context) -> None:
-            async with self._call(method, context):
+            async with self._call(method, context, "ours"):
                 raise NotReady
 
         return grpc.unary_unary_rpc_method_handler(refuse)
@@ -82,27 +88,32 @@ class Boundary(aio.ServerInterceptor):
     def _wrapped(self, handler: Any, method: str) -> Any:
         """A handler of the same kind that takes raw bytes: gRPC's own parsing would answer UNKNOWN on malformed ones."""
         read, write = handler.request_deserializer, handler.response_serializer
+        ours = method.startswith(_OURS)
 
         async def unary(data: bytes, context: Context) -> Any:
-            async with self._call(method, context) as call:
+            async with self._call(method, context, "ours" if ours else "checks") as call:
                 return await handler.unary_unary(call.read(read, data), context)
 
         async def stream(data: bytes, context: Context) -> AsyncIterator[Any]:
-            async with self._call(method, context) as call:
+            async with self._call(method, context, "ours" if ours else "streams") as call:
                 result = handler.unary_stream(call.read(read, data), context)
                 if inspect.isawaitable(result):  # gRPC's own health service writes to the context instead of yielding
                     await result
                     return
                 async with aclosing(result) as responses:
                     async for response in responses:
+                        self._stalls.writes(call)
                         yield response
+                        self._stalls.wrote(call)
 
         async def both(chunks: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-            async with self._call(method, context) as call:
+            async with self._call(method, context, "ours" if ours else "streams") as call:
                 requests = _read_all(call, read, chunks)
                 async with aclosing(handler.stream_stream(requests, context)) as responses:
                     async for response in responses:
+                        self._stalls.writes(call)
                         yield response
+                        self._stalls.wrote(call)
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(both, None, write)
@@ -111,17 +122,19 @@ class Boundary(aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(unary, None, write)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
+    async def _call(self, method: str, context: Context, kind: str) -> AsyncIterator[Call]:
         call = Call(method, context)
+        call.task = asyncio.current_task()
         if self.tracing and method.startswith(_OURS) and not method.endswith(_FREQUENT):
             call.follow(self.tracing.begin(method, context.invocation_metadata()))
-        self._calls += 1
+        self._open[kind] += 1
         try:
-            if method.startswith(_OURS) and self._calls > self._max_calls:
-                raise Overloaded(self._calls, "calls are open")
+            if self._open[kind] > self._limits[kind]:
+                raise Overloaded(self._open[kind] - 1, "calls are open")
             if self._identity:
                 await self._admit(call, self._identity)
-            yield call
+            with self._counted(call.principal):
+                yield call
         except LoraplexError as error:
             await self._refuse(call, error)
         except (asyncio.CancelledError, GeneratorExit):
@@ -137,8 +150,26 @@ class Boundary(aio.ServerInterceptor):
             log.exception("bug", method=method, request_id=call.request_id)
             await self._refuse(call, InternalError(call.request_id))
         finally:
-            self._calls -= 1
+            self._open[kind] -= 1
+            self._stalls.wrote(call)
             await self._finish(call)
+
+    @contextmanager
+    def _counted(self, principal: Principal | None) -> Iterator[None]:
+        """One more call of a tenant. Raises QuotaExceeded if it has half of all."""
+        if principal is None:
+            yield
+            return
+        key = f"tenant {principal.tenant}"
+        if self._open[key] >= self._max_of_a_tenant:
+            raise QuotaExceeded(principal.tenant, f"has {self._open[key]} calls open, half of what there may be", 1.0)
+        self._open[key] += 1
+        try:
+            yield
+        finally:
+            self._open[key] -= 1
+            if not self._open[key]:
+                del self._open[key]
 
     async def _admit(self, call: Call, identity: Identity) -> None:
         """Find out who calls, and refuse what they may not do whatever the message says."""
@@ -201,7 +232,14 @@ class Call:
         if trace := _given_trace(context):
             self.facts["trace_id"] = trace
         self._details: dict[str, Any] = {}
+        self.task: asyncio.Task[Any] | None = None
         self._bind()
+
+    def stalled(self) -> None:
+        """End it: its reader takes nothing, so not even a status would reach it."""
+        self.facts["problem"] = f"its reader took nothing for {stalls.STALLED_S:.0f} s"
+        if self.task:
+            self.task.cancel()
 
     def follow(self, span: Any) -> None:
         """It is traced: whatever is logged meanwhile names the span."""
@@ -249,7 +287,15 @@ async def _read_all(
     call: Call, read: Callable[[bytes], Any] | None, chunks: AsyncIterator[bytes]
 ) -> AsyncIterator[Any]:
     """A stream's messages. Touches `chunks` only when asked for one: gRPC warns about a stream begun and never read."""
-    async for data in chunks:
+    coming = aiter(chunks)
+    while True:
+        try:
+            async with asyncio.timeout(stalls.STALLED_S):
+                data = await anext(coming)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Stalled(stalls.STALLED_S) from None
         yield call.read(read, data)
 
 

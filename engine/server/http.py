@@ -16,6 +16,8 @@ from engine.server.identity.tls import Tls
 
 MAX_CONNECTIONS = 4096
 FIRST_REQUEST_S = 20.0  # a connection that has sent no request by then is closed
+_HANDSHAKE_S = 10.0  # less than that, so that it is over by then
+_IDLE_S = 75.0  # between requests of a connection
 _BACKLOG = 512
 
 
@@ -71,15 +73,20 @@ class SidePort:
         for path in self._checks:
             app.router.add_get(path, self._check)
         self._runner = web.AppRunner(
-            app, access_log=None, logger=_log(), handler_cancellation=True
-        )  # who hangs up frees its place
+            app,
+            access_log=None,
+            logger=_log(),
+            handler_cancellation=True,  # who hangs up frees its place
+            keepalive_timeout=_IDLE_S,
+        )
         await self._runner.setup()
         context = self._tls.context if self._tls else None
         loop = asyncio.get_running_loop()
         try:
             self._listening = await loop.create_server(
-                self._connection, host, port, ssl=context, reuse_port=False, backlog=_BACKLOG
-            )
+                self._connection, host, port, ssl=context, reuse_port=False, backlog=_BACKLOG,
+                ssl_handshake_timeout=_HANDSHAKE_S if context else None,
+            )  # fmt: skip
         except OSError as error:
             raise AddressInUse(f"{host}:{port} (HTTP)") from error
         return int(self._listening.sockets[0].getsockname()[1])

@@ -39,10 +39,11 @@ class Followed(Generic[T]):
         self._stamp = stamp
         try:
             self.value = self._read()
-        except LoraplexError as error:
+        except Exception as error:  # noqa: BLE001 - anybody's typing: whatever it leads to, the next file has to be read
             self.valid = False
+            problem = error.message if isinstance(error, LoraplexError) else type(error).__name__
             log.critical(
-                "a changed file is broken: what was there before stays in force", file=self._what, problem=error.message
+                "a changed file is broken: what was there before stays in force", file=self._what, problem=problem
             )
             return False
         self.valid = True

@@ -189,11 +189,13 @@ def parse_policy(data: bytes) -> Policy:
         raise BadConfiguration(f"the policy is larger than {_MOST_BYTES} bytes", fix=_FIX)
     try:
         content = yaml.load(data, _Loader)  # noqa: S506 - a SafeLoader that refuses more
-        return Policy.model_validate(content)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            raise BadConfiguration(f"the policy is wrong: {_problems(error)}", fix=_FIX) from None
+    except Exception as error:  # noqa: BLE001 - PyYAML raises whatever a value's type does: `!!bool maybe` is a KeyError
         raise BadConfiguration(f"the policy is not YAML: {_where(error)}", fix=_FIX) from None
+    try:
+        return Policy.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        found = _problems(error) if isinstance(error, ValidationError) else "it is nested too deeply"
+        raise BadConfiguration(f"the policy is wrong: {found}", fix=_FIX) from None
 
 
 class _Loader(yaml.SafeLoader):

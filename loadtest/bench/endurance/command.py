@@ -37,7 +37,7 @@ class _Asked:
 async def _run(asked: _Asked) -> dict[str, Any]:
     found: dict[str, Any] = {}
     named = [(folder.parent.name, folder) for folder in asked.adapters]
-    with output.progress(1 + 4 * ("overload" in asked.parts) + 2 * ("soak" in asked.parts)) as step:
+    with output.progress(1 + 4 * ("overload" in asked.parts) + 3 * ("soak" in asked.parts)) as step:
         async with AsyncExitStack() as stack:
             with step("start a server"):
                 serving = own_server(asked.model, asked.adapters, (), settings={"max_waiting": 256})
@@ -88,7 +88,7 @@ def endurance(
     """Overload and soak: does goodput hold at five times too much, what grows over time, and what is left when it is quiet.
 
     Examples:
-      make bench ARGS="endurance"                         about 45 minutes
+      make bench ARGS="endurance"                         about 48 minutes
       make bench ARGS="endurance --parts overload --overload-minutes 2"
 
     A server of its own. In overload, peak_per_s is what 64 callers get who

@@ -64,6 +64,10 @@ class Load:
         await asyncio.gather(*(call() for _ in range(callers)))
         return [outcome for outcome in seen if outcome.ended <= until]
 
+    def tokens(self, count: int) -> list[int]:
+        """A prompt of so many tokens that is like no other."""
+        return [self._dice.randrange(1000) for _ in range(count)]
+
     async def one(self) -> Outcome:
         """Ask once."""
         sent, first, tokens = time.monotonic(), 0.0, 0

@@ -83,14 +83,16 @@ class Authority:
         """Its own certificate."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, name: str, *uris: str, days: float = 5, key: Any = None) -> tuple[bytes, bytes]:
-        """A certificate for localhost with this common name, and its key; negative days make an expired one."""
+    def issue(
+        self, name: str, *uris: str, days: float = 5, begins: float = -10, key: Any = None
+    ) -> tuple[bytes, bytes]:
+        """A certificate for localhost with this common name, valid between these days from now, and its key."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         names: list[Any] = [x509.DNSName("localhost"), x509.DNSName(name), *map(x509.UniformResourceIdentifier, uris)]
-        return self._signed(name, key, names, days).public_bytes(serialization.Encoding.PEM), pem(key)
+        return self._signed(name, key, names, days, begins).public_bytes(serialization.Encoding.PEM), pem(key)
 
     def _signed(
-        self, name: str, key: Any, others: list[Any], days: float, *, authority: bool = False
+        self, name: str, key: Any, others: list[Any], days: float, begins: float = -10, *, authority: bool = False
     ) -> x509.Certificate:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         issuer = subject if authority else self.certificate.subject
@@ -101,7 +103,7 @@ class Authority:
             .issuer_name(issuer)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=10))
+            .not_valid_before(now + timedelta(days=begins))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )

@@ -19,6 +19,7 @@ from engine.api.loraplex.v1 import engine_pb2_grpc
 from engine.client import AsyncClient, Unauthenticated
 from engine.errors import BadConfiguration
 from engine.server.app import App
+from engine.server.identity.follow import Followed
 from engine.server.identity.tls import Tls
 from tests.unit.identity.conftest import TENANTS, Authority, make_keys
 from tests.unit.server.conftest import ask, refused, running, settings_in, stubs_to
@@ -57,7 +58,13 @@ async def test_policy_changes(make: MakeApp, tmp_path: Path) -> None:
         assert await allowed()
         keys.write(file, rival={"base": False})
         assert not await allowed()
-        for broken in ("tenants: [", "", "version: 1\ntenants: {}\nwat: 1"):
+        for broken in (
+            "tenants: [",
+            "",
+            "version: 1\ntenants: {}\nwat: 1",
+            "version: !!bool maybe",
+            "version: !!int ''",
+        ):
             file.write_text(broken)
             assert not await allowed()
             assert metric(app, "loraplex_policy_valid") == 0
@@ -170,7 +177,35 @@ def _broken(files: Files) -> list[tuple[bytes, bytes]]:
         (good[0], good[1][:-40]),
         (good[1], good[0]),
         files.authority.issue("expired", days=-1),
+        files.authority.issue("not yet", begins=1),
+        (_of_no_version(good[0]), good[1]),
     ]
+
+
+def _of_no_version(certificate: bytes) -> bytes:
+    """Certificates have version 1, 2 or 3."""
+    der = ssl.PEM_cert_to_DER_cert(certificate.decode()).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09", 1)
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def test_no_error_ends_the_watch(tmp_path: Path) -> None:
+    """Whatever reading a changed file raises, the next change is read too."""
+    file, answers = tmp_path / "file", iter([1, KeyError("maybe"), 3])
+
+    def read() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    file.write_text("a")
+    followed = Followed("file", [file], read)
+    file.write_text("bb")
+    assert not followed.refresh()
+    assert (followed.value, followed.valid) == (1, False)
+    file.write_text("ccc")
+    assert followed.refresh()
+    assert (followed.value, followed.valid) == (3, True)
 
 
 async def test_mutual_tls(make: MakeApp, files: Files, tmp_path: Path) -> None:

@@ -105,6 +105,33 @@ def test_any_content(content: Any) -> None:
         return
 
 
+TAGS = (
+    "bool",
+    "int",
+    "float",
+    "timestamp",
+    "binary",
+    "set",
+    "omap",
+    "pairs",
+    "map",
+    "seq",
+    "null",
+    "str",
+    "merge",
+    "value",
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("value", ["maybe", "''", "[a]", "{a: b}", "0x", "2026-99-99", "[[a]]", "."])
+def test_any_tag(tag: str, value: str) -> None:
+    """A value that is not of the type that it claims is refused like anything else."""
+    for text in (f"version: !!{tag} {value}", f"!!{tag} {value}: 1", f"version: 1\ntenants: !!{tag} {value}"):
+        with pytest.raises(BadConfiguration):
+            parse_policy(text.encode())
+
+
 @given(st.binary(max_size=100))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(data: bytes) -> None:

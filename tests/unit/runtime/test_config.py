@@ -160,7 +160,13 @@ def test_rank_that_vllm_does_not_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [("- a\n- b\n", "name: value"), ("port: [", "is not YAML"), (None, "cannot read")]
+    ("content", "problem"),
+    [
+        ("- a\n- b\n", "name: value"),
+        ("port: [", "is not YAML"),
+        ("port: !!bool x", "is not YAML"),
+        (None, "cannot read"),
+    ],
 )
 def test_bad_file(tmp_path: Path, content: str | None, problem: str) -> None:
     """A file that is missing, no YAML or no mapping is refused."""

@@ -390,7 +390,7 @@ async def test_too_many_calls() -> None:
             refusal = await refused(stubs.generation.CountTokens(pb.CountTokensRequest(text="x")))
             assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
             watches[0].cancel()
-            await until(lambda: server.app.boundary._calls == 1)
+            await until(lambda: server.app.boundary._open["ours"] == 1)
             assert (await stubs.generation.CountTokens(pb.CountTokensRequest(text="x"))).prompt_tokens == 1
             watches[1].cancel()
 

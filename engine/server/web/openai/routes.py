@@ -15,6 +15,7 @@ from aiohttp import web
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.errors import AdapterNotFound
+from engine.server import stalls
 from engine.server.identity import principal
 from engine.server.web import body
 from engine.server.web.inprocess import InProcess
@@ -28,7 +29,6 @@ _ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].methods_b
 _ENGINE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].methods_by_name
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,120}")
 _BASE_S = 5.0  # how long the base that was answered last counts as the base
-_WRITE_S = 60.0  # a reader that takes nothing for so long is left
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -238,7 +238,7 @@ class _Events:
 
     async def _send(self, data: bytes) -> None:
         try:
-            async with asyncio.timeout(_WRITE_S):
+            async with asyncio.timeout(stalls.STALLED_S):
                 await self._response.write(data)
         except TimeoutError:
             raise ConnectionResetError("the reader takes nothing") from None
