@@ -174,7 +174,7 @@ class App:
         if self.generator:
             await self.generator.grammars.stop()
         await self.engine.stop()
-        self.identity.close()
+        await self.identity.close()
         if self.tracing:
             await self.tracing.close()
         if self._prepared:

@@ -31,6 +31,7 @@ class AuditLog:
         self._path = path
         self._failed = failed
         self._lock = threading.Lock()
+        self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
@@ -42,30 +43,30 @@ class AuditLog:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | facts, default=str) + "\n"
         try:
             with self._lock:
-                self._follow()
-                self._append(line.encode())
+                file = self._follow()
+                try:
+                    _append(file, line.encode())
+                finally:
+                    if self._closed:
+                        os.close(file)
         except OSError as error:
             self._failed()
             log.critical("the audit log cannot be written", why=error.strerror, line=line.rstrip())
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-    def _append(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._file, data) :]
-        try:
-            os.fsync(self._file)
-        except OSError as error:
-            if error.errno not in _NO_SYNC:
-                raise
+        """Close the file. A line that comes later is still written: its number may be another file's by then."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._file)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _follow(self) -> None:
-        """Open the file anew if another one, or none, is at its place."""
+    def _follow(self) -> int:
+        """The file to write to: opened anew if another one, or none, is at its place."""
+        if self._closed:
+            return self._open()
         try:
             there, ours = os.stat(self._path), os.fstat(self._file)  # noqa: PTH116
             moved = (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
@@ -75,3 +76,14 @@ class AuditLog:
             new = self._open()
             os.close(self._file)
             self._file = new
+        return self._file
+
+
+def _append(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

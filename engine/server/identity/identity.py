@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -14,7 +13,7 @@ from aiohttp import web
 from grpc import aio
 
 from engine.config import TENANT, Settings
-from engine.errors import InvalidRequest, LoraplexError, Unauthenticated
+from engine.errors import InvalidRequest, Unauthenticated
 from engine.runtime.admission import ANONYMOUS
 from engine.runtime.allowance import Allowances, unlimited
 from engine.server.identity.audit import AuditLog
@@ -59,6 +58,7 @@ class Identity:
         self._path = settings.policy
         self._followed: Followed[Policy] | None = None
         self._tokens: Tokens | None = None
+        self._writing: set[asyncio.Future[None]] = set()  # lines of the audit log
         self._audit = AuditLog(settings.audit_log_path, observer.audit_failed) if settings.audit_log_path else None
         if self._path:
             path = self._path
@@ -96,8 +96,9 @@ class Identity:
             if changed:
                 self._adopt(self._followed.value, self._path)
 
-    def close(self) -> None:
-        """Close the audit log."""
+    async def close(self) -> None:
+        """Close the audit log, once all lines are in it."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
         if self._audit:
             self._audit.close()
 
@@ -129,35 +130,16 @@ class Identity:
         if policy and not policy.open.metrics:
             (await self.of_http(request)).require(Role.OBSERVE)
 
-    @asynccontextmanager
-    async def audited(
-        self, principal: Principal, method: str, adapter: str, *, request_id: str, peer: str, **detail: Any
-    ) -> AsyncIterator[None]:
-        """Write one line about an act when the block ends, with what became of it."""
-        code, reason = "OK", ""
-        try:
-            yield
-        except LoraplexError as error:
-            code, reason = error.status, error.reason
-            raise
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception:
-            code = "INTERNAL"
-            raise
-        finally:
-            await self.record(
-                principal, method, code, adapter=adapter, reason=reason, request_id=request_id, peer=peer, detail=detail
-            )
-
     async def record(self, principal: Principal | None, method: str, code: str, **facts: Any) -> None:
         """Write one line to the audit log, if there is one; it is on the disk when this returns."""
         if self._audit is None:
             return
         who = {"tenant": principal.tenant, "credential": principal.credential} if principal else {"tenant": None}
         write = asyncio.to_thread(self._audit.write, **who, method=method, result=code, **facts)
-        await asyncio.shield(asyncio.ensure_future(write))  # also of a call whose caller has left
+        writing = asyncio.ensure_future(write)
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        await asyncio.shield(writing)  # also of a call whose caller has left
 
     async def _known(self, policy: Policy, authorization: list[str], certificate: bytes | None) -> Principal:
         if not authorization:
