@@ -42,7 +42,8 @@ WORKDIR /var/lib/loraplex
 USER 10001:10001
 EXPOSE 50051 9090
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 CMD ["loraplex", "health"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["loraplex", "health", "--http", "127.0.0.1:9090", "--http", "127.0.0.1:9091"]
 ENTRYPOINT ["loraplex"]
 CMD ["serve"]
 

@@ -38,7 +38,7 @@ function heading(adapter, history) {
   const back = h('button', { disabled: !may('promote') || !moved, onclick: () => confirmed({
     title: `Roll ${adapter.name} back?`, danger: true, action: 'Roll back', method: 'AdapterService.RollbackAlias',
     text: `${adapter.name} is ${adapter.aliases.current} now and will be what it was before. The version is loaded first; requests under way finish as they began.`,
-    message: () => ({ name: adapter.name, alias: 'current' }), done: `${adapter.name} is rolled back.`,
+    message: () => ({ name: adapter.name, alias: 'current', expected_version: adapter.aliases.current }), done: `${adapter.name} is rolled back.`,
   }) }, 'Roll back');
   const try_ = h('a', { class: 'button', href: `#/playground?with=${encodeURIComponent(wanted(adapter).join(','))}` }, 'Try in the playground');
   const chips = Object.entries(adapter.aliases).map(([alias, version]) => pill(`${alias} ${version}`, { current: 'accent', canary: 'warn' }[alias] ?? ''));
