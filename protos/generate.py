@@ -40,7 +40,7 @@ def generate(target: Path) -> None:
         raise SystemExit("protoc failed on buf/validate/validate.proto")
     if protoc.main(["protoc", *include, *messages, f"--grpc_python_out={target}", *own]) != 0:
         raise SystemExit("protoc failed")
-    for path in target.rglob("*_pb2*.py*"):
+    for path in (*target.rglob("*_pb2*.py"), *target.rglob("*_pb2*.pyi")):
         text = path.read_text()
         for pattern, replacement in _NAMES:
             text = pattern.sub(replacement, text)

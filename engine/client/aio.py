@@ -131,6 +131,12 @@ class AsyncClient:
             "EngineService/GetActivity", engine_pb2.GetActivityRequest(), engine_pb2.GetActivityResponse, timeout_s
         )
 
+    async def caller(self, *, timeout_s: float | None = None) -> engine_pb2.GetCallerResponse:
+        """Whom the server takes you for, and your roles there."""
+        return await self._wire.unary(
+            "EngineService/GetCaller", engine_pb2.GetCallerRequest(), engine_pb2.GetCallerResponse, timeout_s
+        )
+
     async def wait_ready(self, timeout_s: float = 60.0) -> None:
         """Return when the server's health is SERVING; DeadlineExceeded if it is not within `timeout_s` seconds."""
         clock = asyncio.get_running_loop().time

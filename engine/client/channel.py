@@ -22,7 +22,7 @@ _PACKAGE = "loraplex.v1"
 # Doing these twice does no harm. RollbackAlias would go back two moves, PublishAdapter make two versions.
 _REPEATABLE = {
     "GenerationService": ("Generate", "GenerateStream", "CountTokens"),
-    "EngineService": ("GetEngine",),
+    "EngineService": ("GetEngine", "GetCaller"),
     "AdapterService": (
         "ListAdapters",
         "GetAdapter",

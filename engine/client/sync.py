@@ -193,6 +193,7 @@ class Client(_Facade[AsyncClient]):
     count_tokens = _blocking(AsyncClient.count_tokens)
     engine = _blocking(AsyncClient.engine)
     activity = _blocking(AsyncClient.activity)
+    caller = _blocking(AsyncClient.caller)
     wait_ready = _blocking(AsyncClient.wait_ready)
 
     def stream(self, **options: Unpack[GenerateOptions]) -> Generator[Chunk, None, None]:

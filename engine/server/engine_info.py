@@ -14,7 +14,7 @@ from engine.runtime.generator import Generator
 from engine.server.activity import Activity
 from engine.server.boundary import Context
 from engine.server.convert import duration
-from engine.server.identity import principal
+from engine.server.identity import Role, principal
 from engine.server.metrics import Metrics
 
 
@@ -53,6 +53,12 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:
         """Who is being served."""
         return self._activity.snapshot(ready=self._ready(), viewer=principal())
+
+    async def GetCaller(self, request: pb.GetCallerRequest, context: Context) -> pb.GetCallerResponse:
+        """Who it is, by the policy that is in force."""
+        who = principal()
+        roles = [role for role in Role if who.may(role)]
+        return pb.GetCallerResponse(identified=not who.trusted, tenant=who.tenant, roles=roles)
 
     def _limits(self) -> pb.Limits:
         settings, info = self._settings, self._generator.engine.info

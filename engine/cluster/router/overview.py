@@ -17,6 +17,7 @@ from engine.errors import NoReplica
 from engine.server.boundary import Context
 
 _GET_ACTIVITY = "/loraplex.v1.EngineService/GetActivity"
+_GET_CALLER = "/loraplex.v1.EngineService/GetCaller"
 _ASK = pb.GetEngineRequest().SerializeToString()
 _TIMEOUT_S = 2.0
 _SMALLEST = (
@@ -60,6 +61,13 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
         if not answers:
             raise NoReplica
         return together([pb.GetActivityResponse.FromString(answer) for answer in answers])
+
+    async def GetCaller(self, request: pb.GetCallerRequest, context: Context) -> pb.GetCallerResponse:
+        """Whom the replicas take the caller for: they have one policy."""
+        answers = await self._everybody(_GET_CALLER, b"", context)
+        if not answers:
+            raise NoReplica
+        return pb.GetCallerResponse.FromString(answers[0])
 
     async def _everybody(self, method: str, data: bytes, context: Context) -> list[bytes]:
         """The answers of all replicas that answer; if all refuse, that is this call's end, too."""

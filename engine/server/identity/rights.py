@@ -65,6 +65,7 @@ NEEDS: dict[str, Need] = {
     "AdapterService/DeleteVersion": _act(Role.ADMIN),
     "EngineService/GetEngine": Need(None),
     "EngineService/GetActivity": Need(None),
+    "EngineService/GetCaller": Need(None),
 }
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from grpc import aio
@@ -214,6 +215,25 @@ async def test_headers_that_grpc_cannot_carry(start: StartCluster, tmp_path: Pat
             writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n")
             assert status in await reader.readline(), headers
             writer.close()
+
+
+async def test_the_console_of_a_router(start: StartCluster, tmp_path: Path) -> None:
+    """It offers what the servers' policy allows, and a wrong key is said to be wrong."""
+    keys = make_keys(TENANTS)
+    settings: dict[str, Any] = {"policy": keys.write(tmp_path / "policy.yaml"), "audit_log": tmp_path / "audit"}
+    own = tmp_path / "router.key"
+    own.write_text(keys.of["router"])
+    async with start(1, **settings, router={"replica_key_file": own}) as cluster, aiohttp.ClientSession() as http:
+
+        async def me(key: str) -> tuple[int, Any]:
+            url = f"http://localhost:{cluster.router.http_port}/console/me"
+            async with http.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}) as answer:
+                return answer.status, await answer.json()
+
+        assert await me(keys.of["acme"]) == (200, {"identified": True, "tenant": "acme", "roles": ["invoke"]})
+        assert len((await me(keys.of["ops"]))[1]["roles"]) > 3
+        for key in ("", "lpx_wrong"):
+            assert (await me(key))[0] == 401
 
 
 async def test_key_that_replicas_refuse(start: StartCluster, tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ async def test_bytes_that_are_no_text(http: Http, server: FakeServer) -> None:
 
 async def test_console(http: Http, server: FakeServer, folder: Path) -> None:
     """The console tells a tenant its roles, and refuses what gRPC would, with a line in the audit log."""
-    assert await http("watcher", "/console/me") == (200, {"identity": True, "tenant": "watcher", "roles": ["observe"]})
+    assert await http("watcher", "/console/me") == (
+        200,
+        {"identified": True, "tenant": "watcher", "roles": ["observe"]},
+    )
     path, removed = "/console/call/AdapterService.RemoveAlias", {"name": "acme-bot", "alias": "canary"}
     status, found = await http("rival", path, removed)
     assert status == 403

@@ -128,7 +128,7 @@ async def test_console_asks_who(site: FakeServer, known: Keys) -> None:
     """The console says who one is, and refuses reports and changes to those without the role."""
     assert (await ask(site, "", "/console/me"))[0] == 401
     status, me = await ask(site, known.of["acme"], "/console/me")
-    assert (status, me) == (200, {"identity": True, "tenant": "acme", "roles": ["invoke"]})
+    assert (status, me) == (200, {"identified": True, "tenant": "acme", "roles": ["invoke"]})
     change = {"name": "acme-bot", "alias": "stable", "version": "v1", "actor": "console"}
     for path, body in (("/console/reports", None), ("/console/call/AdapterService.SetAlias", change)):
         assert (await ask(site, known.of["acme"], path, body))[0] == 403

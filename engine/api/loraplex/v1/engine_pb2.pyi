@@ -10,6 +10,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class GetCallerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetCallerResponse(_message.Message):
+    __slots__ = ("identified", "tenant", "roles")
+    IDENTIFIED_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    identified: bool
+    tenant: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, identified: _Optional[bool] = ..., tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class GetEngineRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -45,6 +45,11 @@ class EngineServiceStub:
                 request_serializer=loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.SerializeToString,
                 response_deserializer=loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/loraplex.v1.EngineService/GetCaller',
+                request_serializer=loraplex_dot_v1_dot_engine__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=loraplex_dot_v1_dot_engine__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -66,6 +71,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """GetCaller tells whom the server takes the caller for, and what they may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.GetActivity,
                     request_deserializer=loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.FromString,
                     response_serializer=loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=loraplex_dot_v1_dot_engine__pb2.GetCallerRequest.FromString,
+                    response_serializer=loraplex_dot_v1_dot_engine__pb2.GetCallerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class EngineService:
             '/loraplex.v1.EngineService/GetActivity',
             loraplex_dot_v1_dot_engine__pb2.GetActivityRequest.SerializeToString,
             loraplex_dot_v1_dot_engine__pb2.GetActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.v1.EngineService/GetCaller',
+            loraplex_dot_v1_dot_engine__pb2.GetCallerRequest.SerializeToString,
+            loraplex_dot_v1_dot_engine__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

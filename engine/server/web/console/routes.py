@@ -88,11 +88,8 @@ class Console:
 
     async def me(self, request: web.Request) -> web.Response:
         """Who the caller is, and what they may do: for buttons; the calls check it themselves."""
-        who = await self._who(request)
-        on = self._identity is not None and self._identity.on
-        return web.json_response(
-            {"identity": on, "tenant": who.tenant, "roles": [role for role in Role if who.may(role)]}
-        )
+        method = _METHODS["EngineService.GetCaller"]
+        return web.json_response(_json(await self._calls.unary(request, method, engine_pb2.GetCallerRequest())))
 
     async def call(self, request: web.Request) -> web.StreamResponse:
         """Make a call of the gRPC API: JSON in, JSON out, a line for each message of a stream.

@@ -3,7 +3,7 @@
 import { get, key } from './api.js';
 import { h } from './dom.js';
 
-export const session = { identity: false, tenant: '', roles: [] };
+export const session = { identified: false, tenant: '', roles: [] };
 
 export const may = role => session.roles.includes(role);
 
@@ -11,7 +11,7 @@ export const may = role => session.roles.includes(role);
 export async function begin() {
   Object.assign(session, await get('/console/me'));
   const place = document.getElementById('whoami');
-  if (!session.identity && !key.get()) { place.replaceChildren(); return; }
+  if (!session.identified && !key.get()) { place.replaceChildren(); return; }
   const leave = h('button', { class: 'tight', onclick: () => { key.set(''); location.reload(); } }, 'Sign out');
   place.replaceChildren(h('span', {}, session.tenant), leave);
 }
