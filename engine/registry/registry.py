@@ -213,7 +213,8 @@ class Registry(Reader):
             # Deleted between check and write: take the move back, so that no alias names a version that is gone.
             history = await self.history(name)
             before = aliases_now(move for move in history if move.sequence < change.sequence).get(alias)
-            await self._append(name, alias, before, actor, f"{version} was deleted", version)
+            with suppress(AliasMoved):  # somebody has moved it on already
+                await self._append(name, alias, before, actor, f"{version} was deleted", version)
             raise AdapterNotFound(f"{name}@{version}", [], "version")
         return change
 
