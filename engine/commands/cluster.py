@@ -179,10 +179,10 @@ def _serve_state(name: str) -> dict[str, dict[str, int]]:
 
 def _row(address: str, engine: Any) -> dict[str, Any]:
     load = engine.load
-    state = "draining" if load.draining else "restarting" if load.restarting else "serving"
+    states = {"draining": load.draining, "dead": load.dead, "restarting": load.restarting, "serving": True}
     return {
         "address": address,
-        "state": state,
+        "state": next(state for state, holds in states.items() if holds),
         "base": f"{engine.base.name} {engine.base.fingerprint[7:15]}",
         "running": load.running,
         "waiting": load.waiting,

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import AsyncMock, MagicMock
 
+import grpc
 import psutil
 import pytest
 
+from engine.api.loraplex.v1 import engine_pb2
+from engine.client.testing import write_base
+from engine.cluster.ray import children
+from engine.cluster.ray.children import ChildDied, ServerChild
 from loadtest.bench.child import free_port
+from tests.unit.server.conftest import until
 
 _ROUTER = {"replicas": "127.0.0.1:1", "http_port": 0, "workers": 2}
 _ACTOR = f"""
@@ -99,3 +108,88 @@ def test_router_processes_end_with_their_supervisor() -> None:
         routers = supervisor.listening()
         alone.kill()
         assert all_end(routers, 15)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerChild]:
+    """A server that is ready, with an engine that makes its answers up."""
+    write_base(tmp_path / "base")
+    child = ServerChild(
+        {
+            "model": tmp_path / "base", "registry": tmp_path / "registry", "cache": tmp_path / "cache", "engine": "fake",
+            "host": "127.0.0.1", "port": free_port(), "http_port": 0, "drain_s": 0,
+        },
+        tmp_path,
+    )  # fmt: skip
+    try:
+        child.wait_ready(30)
+        yield child
+    finally:
+        child.process.send_signal(signal.SIGCONT)
+        child.stop(5)
+
+
+def silent(server: ServerChild) -> None:
+    """Look at it, without an answer."""
+    with pytest.raises(grpc.RpcError):
+        server.look()
+
+
+def test_a_server_that_does_not_answer_is_replaced(server: ServerChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was stopped is of no use after a while, and no sooner; it keeps nothing."""
+    monkeypatch.setattr(children, "_CALL_S", 0.2)
+    server.process.send_signal(signal.SIGSTOP)
+    silent(server)
+    server.check()
+    server.process.send_signal(signal.SIGCONT)
+    monkeypatch.setattr(children, "_CALL_S", 5)
+    server.look()
+    monkeypatch.setattr(children, "_SILENT_S", 0.0)
+    server.check()  # it is back
+    monkeypatch.setattr(children, "_CALL_S", 0.2)
+    server.process.send_signal(signal.SIGSTOP)
+    silent(server)
+    with pytest.raises(ChildDied, match="not answered"):
+        server.check()
+    assert server.process.poll() == -signal.SIGKILL
+
+
+def test_a_server_whose_engine_is_dead_for_good_is_replaced(
+    server: ServerChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so itself; one that only starts its engine again is left in peace, even if that keeps it from answering."""
+    monkeypatch.setattr(children, "_SILENT_S", 0.0)
+    said = engine_pb2.GetEngineResponse(load=engine_pb2.Load(restarting=True))
+    get_engine = MagicMock(side_effect=[said, grpc.RpcError, said])
+    monkeypatch.setattr(server._engine, "GetEngine", get_engine)
+    server.look()
+    server.check()
+    silent(server)
+    server.check()
+    said.load.dead = True
+    server.look()
+    with pytest.raises(ChildDied, match="dead for good"):
+        server.check()
+
+
+async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+    with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
+        ray = pytest.importorskip("ray")
+        application = pytest.importorskip("engine.cluster.ray.application")
+    monkeypatch.setattr(application, "HEARTBEAT_S", 0.01)
+    old, new = MagicMock(), MagicMock()
+    old.heartbeat.remote = AsyncMock(side_effect=ray.exceptions.RayActorError)
+    new.heartbeat.remote = AsyncMock(return_value=False)
+    away = ray.exceptions.RayError("away")
+    monkeypatch.setattr(application, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), away, new]))
+    kind = application.EngineReplica
+    replica = MagicMock(_fleet=old, _drained=False)
+    replica._child.look.return_value = engine_pb2.GetEngineResponse()
+    replica._task = asyncio.create_task(kind._beat(replica))
+    await until(lambda: new.heartbeat.remote.await_count > 1)
+    kind.check_health(replica)
+    replica._task.cancel()
+    await asyncio.gather(replica._task, return_exceptions=True)
+    with pytest.raises(RuntimeError, match="heartbeats"):
+        kind.check_health(replica)
