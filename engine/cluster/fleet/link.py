@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from grpc import StatusCode, aio
+from grpc import ChannelConnectivity, StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.cluster.fleet.access import NO_ACCESS, Access
@@ -36,6 +36,11 @@ class Link:
     def trusted(self) -> bool:
         """Whether it gets requests: it was reachable at the latest look, and did not fail too often of late."""
         return self.reachable and time.monotonic() >= self._closed_until
+
+    @property
+    def connected(self) -> bool:
+        """Whether a call that is made now reaches it."""
+        return self.channel.get_state() is ChannelConnectivity.READY
 
     def unary(self, method: str) -> Any:
         """The method as a call from bytes to bytes."""

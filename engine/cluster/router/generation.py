@@ -24,7 +24,7 @@ from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.sent import Sent
 from engine.cluster.routing import Ask
-from engine.errors import NoReplica, StreamLost
+from engine.errors import EngineDied, NoReplica, StreamLost
 from engine.server.boundary import Context
 from engine.server.caller import caller
 from engine.server.validation import check
@@ -103,10 +103,11 @@ class GenerationForwarder:
                         yield data
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
-        except NoReplica as error:
+        except (NoReplica, EngineDied) as error:
             if not sent.count:
                 raise
-            raise StreamLost(sent.tokens, "no other one could go on with its answer") from error
+            why = f"no other one could go on with its answer: {error.message}"
+            raise StreamLost(sent.tokens, why) from error
         finally:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
@@ -131,6 +132,7 @@ class GenerationForwarder:
     async def _rest(self, sent: Sent, journey: Journey, metadata: Any, started: float) -> AsyncGenerator[bytes, None]:
         """What the next replica has to say, as the stream that `started` then goes on."""
         journey.resuming(sent.base)
+        begun = sent.count
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
         link = await journey.next()
         call = link.stream(_STREAM)(request.SerializeToString(), timeout=_timeout(journey), metadata=metadata)
@@ -145,15 +147,15 @@ class GenerationForwarder:
                     sent.add(renumbered)
                     yield renumbered
         except aio.AioRpcError as error:
-            await self._broke(sent, journey, link, error)
+            await self._broke(sent, journey, link, error, begun)
         else:
             sent.complete = True
 
-    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError) -> None:
-        """A stream broke: if only its end is missing, that is all; else the journey goes on."""
+    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError, begun: int = 0) -> None:
+        """A stream broke that `begun` messages were before: if only its end is missing, that is all; else the journey goes on."""
         sent.complete = sent.count > 0 and sent.finished
         if not sent.complete:
-            await journey.failed(link, error)
+            await journey.failed(link, error, sent.count - begun)
 
     def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
         return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
