@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,7 +85,6 @@ class Fleet:
 
         Raises AioRpcError (UNAVAILABLE) when the replica is given up meanwhile, as if the call had failed by itself.
         """
-        began = time.monotonic()
         self.replicas.begin(link.replica)
         link.calls.add(call)
         try:
@@ -100,10 +98,10 @@ class Fleet:
             link.calls.discard(call)
             self.replicas.end(link.replica)
             call.cancel()
-            self._learn(time.monotonic() - began)
 
-    def _learn(self, seconds: float) -> None:
-        """How long requests hold their places is what a queue's length has to be multiplied by."""
+    def generated(self, link: Link, seconds: float) -> None:
+        """A replica has answered: how long requests hold their places is what a queue's length has to be multiplied by."""
+        link.succeeded()
         costs = self.chooser.costs
         self.chooser.costs = replace(costs, hold_s=costs.hold_s + _MEMORY * (seconds - costs.hold_s))
 

@@ -73,7 +73,7 @@ class GenerationForwarder:
         metadata = passed_on(context)
         try:
             while True:
-                link = await journey.next()
+                link, began = await journey.next(), time.monotonic()
                 call = link.unary(method)(raw.data, timeout=_timeout(journey), metadata=metadata)
                 try:
                     with self._fleet.sending(link, call):
@@ -81,8 +81,11 @@ class GenerationForwarder:
                 except aio.AioRpcError as error:
                     await journey.failed(link, error)
                 else:
-                    link.succeeded()
-                    return data + self._told(journey) if method == _GENERATE else data
+                    if method == _COUNT:
+                        link.succeeded()
+                        return data
+                    self._fleet.generated(link, time.monotonic() - began)
+                    return data + self._told(journey)
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
             raise
@@ -115,7 +118,7 @@ class GenerationForwarder:
     async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """The stream of the first replica that begins to answer, until its end or until it breaks."""
         while not sent.count:
-            link = await journey.next()
+            link, began = await journey.next(), time.monotonic()
             call = link.stream(_STREAM)(data, timeout=_timeout(journey), metadata=metadata)
             try:
                 with self._fleet.sending(link, call):
@@ -125,16 +128,16 @@ class GenerationForwarder:
             except aio.AioRpcError as error:
                 await self._broke(sent, journey, link, error)
             else:
-                link.succeeded()
+                self._fleet.generated(link, time.monotonic() - began)
                 sent.complete = True
                 return
 
     async def _rest(self, sent: Sent, journey: Journey, metadata: Any, started: float) -> AsyncGenerator[bytes, None]:
         """What the next replica has to say, as the stream that `started` then goes on."""
         journey.resuming(sent.base)
-        begun = sent.count
+        before = sent.count
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
-        link = await journey.next()
+        link, began = await journey.next(), time.monotonic()
         call = link.stream(_STREAM)(request.SerializeToString(), timeout=_timeout(journey), metadata=metadata)
         try:
             with self._fleet.sending(link, call):
@@ -147,15 +150,16 @@ class GenerationForwarder:
                     sent.add(renumbered)
                     yield renumbered
         except aio.AioRpcError as error:
-            await self._broke(sent, journey, link, error, begun)
+            await self._broke(sent, journey, link, error, before)
         else:
+            self._fleet.generated(link, time.monotonic() - began)
             sent.complete = True
 
-    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError, begun: int = 0) -> None:
-        """A stream broke that `begun` messages were before: if only its end is missing, that is all; else the journey goes on."""
+    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError, before: int = 0) -> None:
+        """A stream broke, `before` messages of which others had sent: if only its end is missing, that is all; else go on."""
         sent.complete = sent.count > 0 and sent.finished
         if not sent.complete:
-            await journey.failed(link, error, sent.count - begun)
+            await journey.failed(link, error, sent.count - before)
 
     def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
         return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)

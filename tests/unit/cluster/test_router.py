@@ -92,6 +92,26 @@ async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> N
         assert len(answer.request_id) == 32
 
 
+async def test_only_answers_tell_how_long_a_request_takes(start: StartCluster) -> None:
+    """Counts of tokens, refusals and callers who leave are over sooner than answers, and would make queues look short."""
+    async with start(2, token_interval_s=0.01) as cluster:
+        chooser, stubs = cluster.router.fleet.chooser, cluster.stubs
+        before = chooser.costs.hold_s
+        await stubs.generation.CountTokens(pb.CountTokensRequest(text="hello"))
+        await refused(stubs.generation.Generate(ask("hello", "nobody")))
+        await refused(all_of(stubs.generation.GenerateStream(ask_stream("hello", "nobody"))))
+        for method, request in ((stubs.generation.Generate, ask), (stubs.generation.GenerateStream, ask_stream)):
+            call = method(request("hello"))
+            await until(lambda: any(engine.running for engine in cluster.engines))
+            call.cancel()
+            await until(lambda: not any(engine.running for engine in cluster.engines))
+        assert chooser.costs.hold_s == before
+        await stubs.generation.Generate(ask("hello"))
+        unary = chooser.costs.hold_s
+        await all_of(stubs.generation.GenerateStream(ask_stream("hello")))
+        assert chooser.costs.hold_s < unary < before
+
+
 async def test_an_adapter_stays_at_one_replica(start: StartCluster) -> None:
     """Requests for an adapter go where it is; many adapters are spread."""
     async with start(3, max_resident=32) as cluster:  # room, whoever the ports' numbers favour
