@@ -123,8 +123,9 @@ class GenerationForwarder:
             try:
                 with self._fleet.sending(link, call):
                     async for message in call:
-                        sent.add(message)
-                        yield message
+                        told = _with_failovers(message, journey)
+                        sent.add(told)
+                        yield told
             except aio.AioRpcError as error:
                 await self._broke(sent, journey, link, error)
             else:
@@ -170,6 +171,13 @@ class GenerationForwarder:
             return b""
         self._metrics.failed_over(journey.failovers, resumed=False)
         return pb.GenerateResponse(failovers=journey.failovers).SerializeToString()
+
+
+def _with_failovers(data: bytes, journey: Journey) -> bytes:
+    """A stream's message; if it is the last one, with the count of failovers."""
+    if not journey.failovers or not pb.GenerateStreamResponse.FromString(data).HasField("usage"):
+        return data
+    return data + pb.GenerateStreamResponse(failovers=journey.failovers).SerializeToString()
 
 
 def _settle(message: pb.GenerateStreamResponse, journey: Journey, started: float) -> None:
