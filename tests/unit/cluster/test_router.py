@@ -18,8 +18,9 @@ from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client import Aborted, AsyncClient
 from engine.client.testing import write_adapter
+from engine.cluster.fleet import watcher
 from engine.cluster.router.adapters import AdapterFanOut
-from engine.server import boundary
+from engine.server import boundary, engine_info
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
 
@@ -348,6 +349,55 @@ async def test_a_server_of_another_fleet_is_left_out(start: StartCluster) -> Non
         assert refusal.reason == "NO_REPLICA"
     async with start(1, fleet="blue", router={"name": "blue"}) as cluster:
         assert (await cluster.client.generate(prompt="x", temperature=0)).text == "base heard: x"
+
+
+async def test_the_log_says_once_why_a_replica_gets_nothing(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reason once, with the base, however often the router looks."""
+    log = MagicMock()
+    monkeypatch.setattr(watcher, "log", log)
+
+    def said() -> list[tuple[bool, str]]:
+        calls = [call.kwargs for call in log.info.call_args_list]
+        log.reset_mock()
+        return [(one["usable"], one["why"]) for one in calls]
+
+    async with start(1, fleet="blue", router={"name": "green"}) as cluster:
+        await cluster.look(0)
+        assert said() == [(False, "it belongs to the fleet 'blue', not 'green'")]
+    async with start(1, max_restarts=0, router={"poll_s": 60}) as cluster:
+        assert log.info.call_args.kwargs["base"] == cluster.router.fleet.replicas.bases()[0]
+        assert said() == [(True, "")]
+        for _ in range(3):
+            cluster.router.fleet.failed(next(iter(cluster.router.fleet.links.values())), unreachable=False)
+        await cluster.look(0)
+        assert said() == [(False, "requests fail there")]
+        cluster.engines[0].alive = False
+        await until(lambda: not cluster.apps[0].engine.alive)
+        for _ in range(2):
+            await cluster.look(0)
+        assert said() == [(False, "its engine is dead for good")]
+        server = cluster.apps[0]._server
+        assert server
+        await server.stop(None)
+        for _ in range(2):
+            await cluster.look(0)
+        assert said() == [(False, "it does not answer")]
+
+
+async def test_different_software_versions_are_told_once(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an upgrade: the router warns when the first replica has another version than the others."""
+    log = MagicMock()
+    monkeypatch.setattr(watcher, "log", log)
+    monkeypatch.setattr(engine_info, "metadata", MagicMock(version=lambda _: "1.0"))
+    async with start(2, router={"poll_s": 60}) as cluster:
+        log.warning.assert_not_called()
+        monkeypatch.setattr(engine_info, "metadata", MagicMock(version=lambda _: "1.1"))
+        for number in (0, 0, 1):
+            await cluster.look(number)
+        log.warning.assert_called_once()
+        assert log.warning.call_args.kwargs["versions"] == ["1.0", "1.1"]
 
 
 async def test_one_trace_through_both_hops(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
