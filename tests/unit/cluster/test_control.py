@@ -145,6 +145,7 @@ def test_cpus_of_an_engine(given: dict[str, Any], cpus: float, monkeypatch: pyte
     ("wrong", "problem"),
     [
         ({"replicas": 4, "max_replicas": 2}, "max_replicas"),
+        ({"replicas": 0}, "max_replicas"),
         ({"host": "0.0.0.0"}, "allow-remote"),
         ({"ray": "10.0.0.1:6379"}, "allow-remote"),
         ({"name": "Not A Name"}, "name"),
