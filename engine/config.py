@@ -305,7 +305,7 @@ class ClusterSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORAPLEX_CLUSTER_", frozen=True, extra="forbid")
 
     # How many
-    replicas: int = Field(2, ge=0, le=10_000, description="Engines; with --max-replicas, the fewest.")
+    replicas: int = Field(2, ge=0, le=10_000, description="Engines; with --max-replicas, the fewest, and 0 only then.")
     max_replicas: int | None = Field(None, ge=1, le=10_000, description="Scale up to so many when engines are busy.")
     routers: int = Field(1, ge=1, le=1000, description="Routers, one a node.")
 
@@ -347,6 +347,8 @@ class ClusterSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterSettings:
+        if not self.replicas and self.max_replicas is None:
+            raise ValueError("replicas may be 0 only with max_replicas: nobody would start an engine")
         if self.max_replicas is not None and self.max_replicas < max(1, self.replicas):
             raise ValueError("max_replicas must not be below replicas")
         if not self.allow_remote and (self.ray not in ("", "auto") or not is_loopback(self.host)):

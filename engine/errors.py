@@ -345,14 +345,22 @@ class NotReady(Unavailable):
 
 
 class EngineDied(Unavailable):
-    """The engine is gone. `tokens_sent` is how many tokens of this answer the caller has."""
+    """The engine is gone. `tokens_sent` is how many tokens of this answer the caller has.
+
+    If several `replicas` have died in turn, each with this request, no other one is tried: it may be what they died of.
+    """
 
     reason = "ENGINE_DIED"
     fix = "Try again, here or on another replica: health is NOT_SERVING until the engine is back."
     retry_after_s = 5.0
 
-    def __init__(self, tokens_sent: int = 0) -> None:
-        super().__init__(f"the engine has stopped; {tokens_sent} tokens of this answer were sent")
+    def __init__(self, tokens_sent: int = 0, replicas: int = 1) -> None:
+        gone = "the engine has stopped"
+        if replicas > 1:
+            gone = f"{replicas} replicas died in turn under this request, which may be the cause"
+            self.fix = "Change the request; if the replicas' logs name another cause, try again when they are back."
+            self.retry_after_s = 30.0  # as long as an engine takes to start, so that who tries again finds all of them
+        super().__init__(f"{gone}; {tokens_sent} tokens of this answer were sent")
         self.tokens_sent = tokens_sent
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 from rich.table import Table
 
 from engine.commands.flags import add_flags
-from engine.commands.output import err, out, write_json
+from engine.commands.output import err, out, warnings, write_json
 from engine.config import ClusterSettings, load
 from engine.errors import InvalidRequest, NoCluster
 
@@ -79,6 +80,8 @@ def status(name: Name = "loraplex", ray: RayAddress = "auto", as_json: AsJson = 
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     out.print(table)
+    for warning in warnings(_mixed(rows)):
+        err.print(warning, soft_wrap=True)
     for deployment, states in state.items():
         out.print(f"{deployment}: {', '.join(f'{count} {what}' for what, count in states.items())}", highlight=False)
 
@@ -179,10 +182,10 @@ def _serve_state(name: str) -> dict[str, dict[str, int]]:
 
 def _row(address: str, engine: Any) -> dict[str, Any]:
     load = engine.load
-    state = "draining" if load.draining else "restarting" if load.restarting else "serving"
+    states = {"draining": load.draining, "dead": load.dead, "restarting": load.restarting, "serving": True}
     return {
         "address": address,
-        "state": state,
+        "state": next(state for state, holds in states.items() if holds),
         "base": f"{engine.base.name} {engine.base.fingerprint[7:15]}",
         "running": load.running,
         "waiting": load.waiting,
@@ -190,6 +193,13 @@ def _row(address: str, engine: Any) -> dict[str, Any]:
         "adapters": ", ".join(f"{one.name}@{one.version}" for one in engine.resident) or "none",
         "version": engine.server_version,
     }
+
+
+def _mixed(rows: list[dict[str, Any]]) -> list[str]:
+    """What to warn of: replicas that run different software versions."""
+    versions = Counter(row["version"] for row in rows)
+    told = ", ".join(f"{version} ({count} of {len(rows)})" for version, count in sorted(versions.items()))
+    return [f"the replicas run different software versions: {told}"] if len(versions) > 1 else []
 
 
 def _parsed(text: str | None, name: str) -> dict[str, Any] | None:

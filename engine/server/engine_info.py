@@ -100,4 +100,5 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             waiting_tokens=admission.waiting_tokens,
             waiting_adapters=admission.waiting_adapters,
             restarting=not getattr(self._generator.engine, "ready", True),
+            dead=not self._generator.engine.alive,
         )

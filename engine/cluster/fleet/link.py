@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from grpc import StatusCode, aio
+from grpc import ChannelConnectivity, StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.cluster.fleet.access import NO_ACCESS, Access
@@ -24,6 +24,8 @@ class Link:
         self.replica = Replica(address)
         self.reachable = False  # by the latest look
         self.silent = 0  # looks in a row that had no answer
+        self.problem = "it has not answered yet"  # by the latest look; empty if there was none
+        self.told: tuple[object, ...] = ()  # what the log says of it
         self.calls: set[aio.Call] = set()  # under way
         self.channel = access.channel(address)
         self._adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
@@ -36,6 +38,20 @@ class Link:
     def trusted(self) -> bool:
         """Whether it gets requests: it was reachable at the latest look, and did not fail too often of late."""
         return self.reachable and time.monotonic() >= self._closed_until
+
+    @property
+    def why(self) -> str:
+        """Why it gets no requests; empty if it gets some."""
+        if self.problem or self.replica.usable:
+            return self.problem
+        if not self.reachable:
+            return "a request did not reach it"
+        return "it drains" if self.replica.report.draining else "requests fail there"
+
+    @property
+    def connected(self) -> bool:
+        """Whether a call that is made now reaches it."""
+        return self.channel.get_state() is ChannelConnectivity.READY
 
     def unary(self, method: str) -> Any:
         """The method as a call from bytes to bytes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,6 +50,7 @@ class Fleet:
         self._source_task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._bases: dict[str, str] = {}
+        self._versions: set[str] = set()  # of the software, ever seen
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -86,7 +86,6 @@ class Fleet:
 
         Raises AioRpcError (UNAVAILABLE) when the replica is given up meanwhile, as if the call had failed by itself.
         """
-        began = time.monotonic()
         self.replicas.begin(link.replica)
         link.calls.add(call)
         try:
@@ -100,10 +99,10 @@ class Fleet:
             link.calls.discard(call)
             self.replicas.end(link.replica)
             call.cancel()
-            self._learn(time.monotonic() - began)
 
-    def _learn(self, seconds: float) -> None:
-        """How long requests hold their places is what a queue's length has to be multiplied by."""
+    def generated(self, link: Link, seconds: float) -> None:
+        """A replica has answered: how long requests hold their places is what a queue's length has to be multiplied by."""
+        link.succeeded()
         costs = self.chooser.costs
         self.chooser.costs = replace(costs, hold_s=costs.hold_s + _MEMORY * (seconds - costs.hold_s))
 
@@ -139,7 +138,7 @@ class Fleet:
         except aio.AioRpcError as error:
             if link.reachable or not link.silent:
                 log.warning("a replica does not say how it is", address=link.address, why=_words(error))
-            link.reachable = False
+            link.reachable, link.problem = False, "it does not answer"
             link.silent += 1
             if link.silent == _GIVE_UP:
                 link.give_up()
@@ -151,25 +150,38 @@ class Fleet:
         """A replica has said how it is; it knows of `sent` requests of this router."""
         link.silent = 0
         stranger = engine.fleet != self._name
-        link.reachable = not engine.load.restarting and not stranger
+        link.problem = f"it belongs to the fleet {engine.fleet!r}, not {self._name!r}" if stranger else _problem(engine)
+        link.reachable = not link.problem
         if stranger:
-            log.debug("left out: it belongs to another fleet", address=link.address, fleet=engine.fleet)
             return
         if engine.load.restarting:
             link.give_up()
         self.engines[link.address] = engine
+        self._compare(engine.server_version)
         was = link.replica.usable
         self.replicas.reported(link.replica, to_report(engine), sent)
         if was != link.replica.usable:
-            self._announce(link)
+            self._announce()
 
     def _judge(self, link: Link) -> None:
         if link.trusted != link.replica.trusted:
             self.replicas.trust(link.replica, link.trusted)
-            self._announce(link)
+            self._announce()
+        base = link.replica.report.base
+        if link.told != (told := (link.replica.usable, base, link.why)):
+            link.told = told
+            log.info("replica", address=link.address, usable=link.replica.usable, base=base, why=link.why)
 
-    def _announce(self, link: Link) -> None:
-        log.info("replica", address=link.address, usable=link.replica.usable)
+    def _compare(self, version: str) -> None:
+        """Tell when a software version is first seen beside others: answers may differ, and some features be missing."""
+        if version in self._versions:
+            return
+        self._versions.add(version)
+        running = sorted({engine.server_version for engine in self.engines.values()})
+        if len(running) > 1:
+            log.warning("replicas of this fleet run different software versions", versions=running)
+
+    def _announce(self) -> None:
         self._changed.set()
         self.on_change()
 
@@ -189,7 +201,8 @@ class Fleet:
             self.engines.pop(address, None)
             self.replicas.remove(address)
             self._tasks.pop(address).cancel()
-            self._announce(link)
+            log.info("replica", address=address, usable=False, why="it is not listed any more")
+            self._announce()
             self._leaving.add(asyncio.create_task(link.close(_FINISH_S)))  # what runs there goes on
 
     async def _poll(self, link: Link) -> None:
@@ -200,6 +213,13 @@ class Fleet:
 
 def _words(error: aio.AioRpcError) -> str:
     return f"{error.code().name}, {error.details()}"
+
+
+def _problem(engine: engine_pb2.GetEngineResponse) -> str:
+    """What a replica says that keeps it from answering."""
+    if engine.load.dead:
+        return "its engine is dead for good"
+    return "its engine is being started again" if engine.load.restarting else ""
 
 
 def to_report(engine: engine_pb2.GetEngineResponse) -> Report:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ class EngineReplica:
                 if drain and not self._drained:
                     self._drained = True
                     await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
-            except (grpc.RpcError, ray.exceptions.RayError):
-                self._fleet = fleet_of(self._spec)  # it may have been started again under its name
+            except grpc.RpcError:
+                pass  # the child counts how long it is silent, and check_health asks it
+            except (ray.exceptions.RayError, ValueError):
+                with suppress(ray.exceptions.RayError, ValueError):  # away, as it may be for a while
+                    self._fleet = fleet_of(self._spec)  # it may have been started again under its name
             await asyncio.sleep(HEARTBEAT_S)
 
     def check_health(self) -> None:
@@ -76,6 +80,8 @@ class EngineReplica:
         self._child.check()
         if self._drained:
             raise RuntimeError("drained: to be replaced")
+        if self._task.done():
+            raise RuntimeError("its heartbeats have ended")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy goes by."""

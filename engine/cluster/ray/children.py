@@ -25,10 +25,12 @@ from engine.server.app import END_WITH_PARENT
 _LOOK_S = 0.2
 _OURS = str(Path(engine.__file__).parents[1])  # where the child finds this very package
 _CALL_S = 2.0
+_SILENT_S = 30.0  # without an answer, after which a server that was ready is of no use any more
+_SILENT_RESTARTING_S = 600.0  # the same while it starts an engine, which may keep it busy
 
 
 class ChildDied(RuntimeError):
-    """The process ended; says how its log ends."""
+    """The process has ended, or is of no use any more; says why, or how its log ends."""
 
 
 class Child:
@@ -61,6 +63,10 @@ class Child:
             self.process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(grace_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and all that it started, at once."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -80,6 +86,8 @@ class ServerChild(Child):
         self._metadata = known_by.metadata(self.address)
         self._engine = engine_pb2_grpc.EngineServiceStub(self._channel)
         self._adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+        self._latest: engine_pb2.GetEngineResponse | None = None
+        self._silent_since: float | None = None  # the first look of late that had no answer
 
     def wait_ready(self, timeout_s: float) -> engine_pb2.GetEngineResponse:
         """Return when the engine can generate. Raises ChildDied, TimeoutError."""
@@ -94,10 +102,28 @@ class ServerChild(Child):
 
     def look(self) -> engine_pb2.GetEngineResponse:
         """How it is. Raises grpc.RpcError."""
-        found: engine_pb2.GetEngineResponse = self._engine.GetEngine(
-            engine_pb2.GetEngineRequest(), timeout=_CALL_S, metadata=self._metadata
-        )
+        try:
+            found: engine_pb2.GetEngineResponse = self._engine.GetEngine(
+                engine_pb2.GetEngineRequest(), timeout=_CALL_S, metadata=self._metadata
+            )
+        except grpc.RpcError:
+            self._silent_since = self._silent_since or time.monotonic()
+            raise
+        self._latest, self._silent_since = found, None
         return found
+
+    def check(self) -> None:
+        """Raise ChildDied if it has ended, its engine is dead for good, or the looks had no answer for too long."""
+        super().check()
+        if self._latest is None:
+            return  # it loads its model
+        load = self._latest.load
+        if load.dead:
+            raise ChildDied("its engine is dead for good")
+        limit_s = _SILENT_RESTARTING_S if load.restarting else _SILENT_S
+        if self._silent_since and time.monotonic() - self._silent_since > limit_s:
+            self.kill()  # one that is stopped would not notice that its parent is gone, and keep what it has
+            raise ChildDied(f"it has not answered for {limit_s:.0f} s")
 
     def preload(self, ref: str) -> bool:
         """Load an adapter before anybody asks for it; whether it worked."""

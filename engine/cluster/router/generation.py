@@ -24,7 +24,7 @@ from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.sent import Sent
 from engine.cluster.routing import Ask
-from engine.errors import NoReplica, StreamLost
+from engine.errors import EngineDied, NoReplica, StreamLost
 from engine.server.boundary import Context
 from engine.server.caller import caller
 from engine.server.validation import check
@@ -73,7 +73,7 @@ class GenerationForwarder:
         metadata = passed_on(context)
         try:
             while True:
-                link = await journey.next()
+                link, began = await journey.next(), time.monotonic()
                 call = link.unary(method)(raw.data, timeout=_timeout(journey), metadata=metadata)
                 try:
                     with self._fleet.sending(link, call):
@@ -81,8 +81,11 @@ class GenerationForwarder:
                 except aio.AioRpcError as error:
                     await journey.failed(link, error)
                 else:
-                    link.succeeded()
-                    return data + self._told(journey) if method == _GENERATE else data
+                    if method == _COUNT:
+                        link.succeeded()
+                        return data
+                    self._fleet.generated(link, time.monotonic() - began)
+                    return data + self._told(journey)
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
             raise
@@ -103,10 +106,11 @@ class GenerationForwarder:
                         yield data
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
-        except NoReplica as error:
+        except (NoReplica, EngineDied) as error:
             if not sent.count:
                 raise
-            raise StreamLost(sent.tokens, "no other one could go on with its answer") from error
+            why = f"no other one could go on with its answer: {error.message}"
+            raise StreamLost(sent.tokens, why) from error
         finally:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
@@ -114,25 +118,27 @@ class GenerationForwarder:
     async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """The stream of the first replica that begins to answer, until its end or until it breaks."""
         while not sent.count:
-            link = await journey.next()
+            link, began = await journey.next(), time.monotonic()
             call = link.stream(_STREAM)(data, timeout=_timeout(journey), metadata=metadata)
             try:
                 with self._fleet.sending(link, call):
                     async for message in call:
-                        sent.add(message)
-                        yield message
+                        told = _with_failovers(message, journey)
+                        sent.add(told)
+                        yield told
             except aio.AioRpcError as error:
                 await self._broke(sent, journey, link, error)
             else:
-                link.succeeded()
+                self._fleet.generated(link, time.monotonic() - began)
                 sent.complete = True
                 return
 
     async def _rest(self, sent: Sent, journey: Journey, metadata: Any, started: float) -> AsyncGenerator[bytes, None]:
         """What the next replica has to say, as the stream that `started` then goes on."""
         journey.resuming(sent.base)
+        before = sent.count
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
-        link = await journey.next()
+        link, began = await journey.next(), time.monotonic()
         call = link.stream(_STREAM)(request.SerializeToString(), timeout=_timeout(journey), metadata=metadata)
         try:
             with self._fleet.sending(link, call):
@@ -145,15 +151,16 @@ class GenerationForwarder:
                     sent.add(renumbered)
                     yield renumbered
         except aio.AioRpcError as error:
-            await self._broke(sent, journey, link, error)
+            await self._broke(sent, journey, link, error, before)
         else:
+            self._fleet.generated(link, time.monotonic() - began)
             sent.complete = True
 
-    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError) -> None:
-        """A stream broke: if only its end is missing, that is all; else the journey goes on."""
+    async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError, before: int = 0) -> None:
+        """A stream broke, `before` messages of which others had sent: if only its end is missing, that is all; else go on."""
         sent.complete = sent.count > 0 and sent.finished
         if not sent.complete:
-            await journey.failed(link, error)
+            await journey.failed(link, error, sent.count - before)
 
     def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
         return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
@@ -164,6 +171,13 @@ class GenerationForwarder:
             return b""
         self._metrics.failed_over(journey.failovers, resumed=False)
         return pb.GenerateResponse(failovers=journey.failovers).SerializeToString()
+
+
+def _with_failovers(data: bytes, journey: Journey) -> bytes:
+    """A stream's message; if it is the last one, with the count of failovers."""
+    if not journey.failovers or not pb.GenerateStreamResponse.FromString(data).HasField("usage"):
+        return data
+    return data + pb.GenerateStreamResponse(failovers=journey.failovers).SerializeToString()
 
 
 def _settle(message: pb.GenerateStreamResponse, journey: Journey, started: float) -> None:

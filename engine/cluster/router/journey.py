@@ -10,10 +10,12 @@ from grpc import StatusCode, aio
 
 from engine.cluster.fleet import Fleet, Link
 from engine.cluster.routing import Ask
-from engine.errors import NoReplica
+from engine.errors import EngineDied, NoReplica
 
 _STATUS_KEY = "grpc-status-details-bin"
 _MOST_BLAMED = 2  # failures for which replicas are blamed: who fails everywhere may be the reason for it
+_MOST_DEATHS = 2  # replicas that may die under a request: it may be what they die of
+_INNOCENT = 4  # messages from a replica, after which it is not the request that it dies of
 _PAUSE_S = 0.25  # before the same replicas are tried again, unless one of them recovers sooner
 
 
@@ -84,6 +86,8 @@ class Journey:
         self._last: aio.AioRpcError | None = None
         self._tried: set[str] = set()
         self._full = 0
+        self._reached = False  # whether the replica that is asked was there when it was
+        self._deaths = 0  # of replicas that were
         self._refreshed = False
         self._resuming = False
         self._mistaken = False
@@ -112,7 +116,9 @@ class Journey:
             ask = Ask(self._ask.adapter, self._ask.version, self._ask.prefix, self.remaining_s)
             replica = self._fleet.chooser.choose(ask, base, self._tried)
             if replica:
-                return self._fleet.links[replica.id]
+                link = self._fleet.links[replica.id]
+                self._reached = link.connected
+                return link
             if not self._forgot_base():
                 await self._wait_for_any(base)
 
@@ -134,8 +140,11 @@ class Journey:
         await self._fleet.change(_PAUSE_S)
         self._tried.clear()
 
-    async def failed(self, link: Link, error: aio.AioRpcError) -> None:
-        """Learn from a failure; another replica may be asked next. Raises Refusal if none would answer otherwise."""
+    async def failed(self, link: Link, error: aio.AioRpcError, messages: int = 0) -> None:
+        """Learn from a failure after so many messages; another replica may be asked next.
+
+        Raises Refusal if none would answer otherwise, EngineDied if too many have died under the request.
+        """
         info = error_info(error)
         failure = judge(error, info.reason)
         if self._resuming and info.reason == "QUOTA_EXCEEDED":  # all answers that broke there go on here at once
@@ -150,6 +159,10 @@ class Journey:
             self._last = error
             self._first_failure = self._first_failure or time.monotonic()
             self._turn_away(link, failure, error)
+            died = self._reached if failure is Failure.GONE else info.reason == EngineDied.reason
+            self._deaths += died and messages < _INNOCENT
+            if self._deaths >= _MOST_DEATHS:
+                raise EngineDied(replicas=self._deaths) from error
 
     def _turn_away(self, link: Link, failure: Failure, error: aio.AioRpcError) -> None:
         self._tried.add(link.replica.id)

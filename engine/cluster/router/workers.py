@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 from multiprocessing.context import SpawnProcess
 
@@ -15,7 +16,7 @@ from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
 from engine.errors import BadConfiguration
 from engine.server import logs
-from engine.server.app import set_with_parent
+from engine.server.app import END_WITH_PARENT, set_with_parent
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ async def _supervise(settings: RouterSettings) -> None:
     stopping = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
+    watching = asyncio.create_task(set_with_parent(stopping))
     # One port of /metrics for each: the first has the one that was asked for, the others those after it.
     own = [
         settings.model_copy(update={"http_port": settings.http_port + number if settings.http_port else 0})
@@ -83,6 +85,7 @@ async def _supervise(settings: RouterSettings) -> None:
             await asyncio.wait_for(stopping.wait(), _LOOK_S)
         except TimeoutError:
             continue
+    watching.cancel()
     for worker in workers:
         worker.terminate()
     for worker in workers:
@@ -90,6 +93,13 @@ async def _supervise(settings: RouterSettings) -> None:
 
 
 def _started(settings: RouterSettings) -> SpawnProcess:
-    worker = multiprocessing.get_context("spawn").Process(target=_work, args=(settings,))  # gRPC dislikes forks
+    spawn = multiprocessing.get_context("spawn")  # gRPC dislikes forks
+    worker = spawn.Process(target=_work_under, args=(settings, os.getpid()))
     worker.start()
     return worker
+
+
+def _work_under(settings: RouterSettings, supervisor: int) -> None:
+    """Work until the supervisor is gone; who started that one is the supervisor's to watch."""
+    os.environ[END_WITH_PARENT] = str(supervisor)
+    _work(settings)

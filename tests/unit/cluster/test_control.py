@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.ray.fleet import Fleet
 from engine.cluster.ray.local import check_resources
 from engine.cluster.ray.scaling import Targets, desired
 from engine.cluster.routing import Ask, Rendezvous, Report
 from engine.cluster.routing.warming import to_warm
+from engine.commands import cluster
 from engine.config import ClusterSettings, load
 from engine.errors import BadConfiguration, NotEnoughResources
 
@@ -143,6 +145,7 @@ def test_cpus_of_an_engine(given: dict[str, Any], cpus: float, monkeypatch: pyte
     ("wrong", "problem"),
     [
         ({"replicas": 4, "max_replicas": 2}, "max_replicas"),
+        ({"replicas": 0}, "max_replicas"),
         ({"host": "0.0.0.0"}, "allow-remote"),
         ({"ray": "10.0.0.1:6379"}, "allow-remote"),
         ({"name": "Not A Name"}, "name"),
@@ -152,3 +155,13 @@ def test_wrong_settings(wrong: dict[str, object], problem: str) -> None:
     """Each is refused before Ray is started, naming itself."""
     with pytest.raises(BadConfiguration, match=problem):
         load(ClusterSettings, **wrong)
+
+
+def test_status_points_out_different_software_versions() -> None:
+    """With how many replicas run which; if all run the same, nothing is said."""
+    engines = [engine_pb2.GetEngineResponse(server_version=version) for version in ("1.1", "1.0", "1.1")]
+    rows = [cluster._row(f"a:{number}", engine) for number, engine in enumerate(engines)]
+    assert cluster._mixed(rows) == ["the replicas run different software versions: 1.0 (1 of 3), 1.1 (2 of 3)"]
+    assert not cluster._mixed(rows[::2])
+    engines[0].load.restarting = engines[0].load.dead = True
+    assert cluster._row("a:0", engines[0])["state"] == "dead"

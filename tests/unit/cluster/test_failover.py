@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
-from unittest.mock import MagicMock
 
+import openai
 import pytest
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
@@ -13,7 +14,7 @@ from engine.client import AsyncClient
 from engine.client.testing import write_adapter
 from engine.errors import EngineDied
 from tests.unit.cluster.conftest import Cluster, StartCluster
-from tests.unit.server.conftest import Refusal, all_of, ask, refused, until
+from tests.unit.server.conftest import Refusal, all_of, ask, ask_stream, refused, until
 
 LONG = "a rather long prompt, so that the answer is long as well: größe 😀"
 _SCHEMA = json.dumps(
@@ -118,6 +119,41 @@ async def test_unary_is_asked_elsewhere(start: StartCluster, death: Any) -> None
         answer = await call
         assert answer.completions[0].text == f"base heard: {LONG}"
         assert answer.failovers == (death is not engine_dies)  # that server has another engine at once
+
+
+async def test_a_stream_that_fails_over_before_its_first_token_says_so(start: StartCluster) -> None:
+    """Its last message has the count, as if it had failed later."""
+    async with start(2, router={"poll_s": 60}) as cluster:
+        await server_dies(cluster, 0)
+        counts = []
+        for number in range(20):  # the first one that belongs to the dead replica finds out
+            messages = await all_of(cluster.stubs.generation.GenerateStream(ask_stream(f"{number}")))
+            assert "".join(message.text for message in messages) == f"base heard: {number}"
+            counts.append(messages[-1].failovers)
+        assert sorted(counts) == [0] * 19 + [1]
+
+
+async def test_openai_answers_say_that_they_failed_over(start: StartCluster) -> None:
+    """A whole answer in a header, a stream in its last chunks, and the official client takes both; else nothing is said."""
+    async with start(2, token_interval_s=0.003) as cluster:
+        url = f"http://127.0.0.1:{cluster.router.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            given: dict[str, Any] = {"model": "base", "prompt": LONG, "max_tokens": 100, "temperature": 0}
+            calm = await client.completions.with_raw_response.create(**given)
+            assert "x-loraplex-failovers" not in calm.headers
+            whole = asyncio.create_task(client.completions.with_raw_response.create(**given))
+            await until(lambda: any(engine.running for engine in cluster.engines))
+            await server_is_cut_off(cluster, cluster.busy())
+            assert (await whole).headers["x-loraplex-failovers"] == "1"
+            assert (await whole).parse().choices[0].text == calm.parse().choices[0].text
+            chunks = []
+            options = {"include_usage": True}
+            async for chunk in await client.completions.create(**given, stream=True, stream_options=options):
+                chunks.append(chunk.to_dict())
+                if len(chunks) == 10:
+                    await server_is_cut_off(cluster, cluster.busy())
+            assert "".join(one["text"] for chunk in chunks for one in chunk["choices"]) == calm.parse().choices[0].text
+            assert [chunk.get("failovers") for chunk in chunks] == [None] * (len(chunks) - 2) + [1, 1]
 
 
 async def test_an_alias_that_moves_meanwhile_changes_nothing(start: StartCluster) -> None:
@@ -234,14 +270,3 @@ async def test_two_bases_of_one_adapter(start: StartCluster) -> None:
         assert answer.text == "support@v1 heard: x"
         refusal = await refused(cluster.stubs.generation.Generate(ask("x", "support@next")))
         assert refusal.reason == "NO_REPLICA"
-
-
-async def test_a_request_that_fails_everywhere_takes_nobody_along(start: StartCluster) -> None:
-    """Whoever fails on every replica may be the reason itself: most of the fleet stays."""
-    async with start(4, router={"give_up_s": 0.5}) as cluster:
-        for app in cluster.apps:
-            assert app.generator
-            app.generator.engine.generate = MagicMock(side_effect=EngineDied)
-        refusal = await refused(cluster.stubs.generation.Generate(ask("x")))
-        assert refusal.code.name == "UNAVAILABLE"
-        assert len(cluster.router.fleet.usable()) >= 2

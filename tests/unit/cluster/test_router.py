@@ -18,8 +18,9 @@ from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client import Aborted, AsyncClient
 from engine.client.testing import write_adapter
+from engine.cluster.fleet import watcher
 from engine.cluster.router.adapters import AdapterFanOut
-from engine.server import boundary
+from engine.server import boundary, engine_info
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
 
@@ -90,6 +91,26 @@ async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> N
         await asyncio.gather(running, other, return_exceptions=True)
         answer = await cluster.stubs.generation.Generate(ask())
         assert len(answer.request_id) == 32
+
+
+async def test_only_answers_tell_how_long_a_request_takes(start: StartCluster) -> None:
+    """Counts of tokens, refusals and callers who leave are over sooner than answers, and would make queues look short."""
+    async with start(2, token_interval_s=0.01) as cluster:
+        chooser, stubs = cluster.router.fleet.chooser, cluster.stubs
+        before = chooser.costs.hold_s
+        await stubs.generation.CountTokens(pb.CountTokensRequest(text="hello"))
+        await refused(stubs.generation.Generate(ask("hello", "nobody")))
+        await refused(all_of(stubs.generation.GenerateStream(ask_stream("hello", "nobody"))))
+        for method, request in ((stubs.generation.Generate, ask), (stubs.generation.GenerateStream, ask_stream)):
+            call = method(request("hello"))
+            await until(lambda: any(engine.running for engine in cluster.engines))
+            call.cancel()
+            await until(lambda: not any(engine.running for engine in cluster.engines))
+        assert chooser.costs.hold_s == before
+        await stubs.generation.Generate(ask("hello"))
+        unary = chooser.costs.hold_s
+        await all_of(stubs.generation.GenerateStream(ask_stream("hello")))
+        assert chooser.costs.hold_s < unary < before
 
 
 async def test_an_adapter_stays_at_one_replica(start: StartCluster) -> None:
@@ -328,6 +349,55 @@ async def test_a_server_of_another_fleet_is_left_out(start: StartCluster) -> Non
         assert refusal.reason == "NO_REPLICA"
     async with start(1, fleet="blue", router={"name": "blue"}) as cluster:
         assert (await cluster.client.generate(prompt="x", temperature=0)).text == "base heard: x"
+
+
+async def test_the_log_says_once_why_a_replica_gets_nothing(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reason once, with the base, however often the router looks."""
+    log = MagicMock()
+    monkeypatch.setattr(watcher, "log", log)
+
+    def said() -> list[tuple[bool, str]]:
+        calls = [call.kwargs for call in log.info.call_args_list]
+        log.reset_mock()
+        return [(one["usable"], one["why"]) for one in calls]
+
+    async with start(1, fleet="blue", router={"name": "green"}) as cluster:
+        await cluster.look(0)
+        assert said() == [(False, "it belongs to the fleet 'blue', not 'green'")]
+    async with start(1, max_restarts=0, router={"poll_s": 60}) as cluster:
+        assert log.info.call_args.kwargs["base"] == cluster.router.fleet.replicas.bases()[0]
+        assert said() == [(True, "")]
+        for _ in range(3):
+            cluster.router.fleet.failed(next(iter(cluster.router.fleet.links.values())), unreachable=False)
+        await cluster.look(0)
+        assert said() == [(False, "requests fail there")]
+        cluster.engines[0].alive = False
+        await until(lambda: not cluster.apps[0].engine.alive)
+        for _ in range(2):
+            await cluster.look(0)
+        assert said() == [(False, "its engine is dead for good")]
+        server = cluster.apps[0]._server
+        assert server
+        await server.stop(None)
+        for _ in range(2):
+            await cluster.look(0)
+        assert said() == [(False, "it does not answer")]
+
+
+async def test_different_software_versions_are_told_once(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an upgrade: the router warns when the first replica has another version than the others."""
+    log = MagicMock()
+    monkeypatch.setattr(watcher, "log", log)
+    monkeypatch.setattr(engine_info, "metadata", MagicMock(version=lambda _: "1.0"))
+    async with start(2, router={"poll_s": 60}) as cluster:
+        log.warning.assert_not_called()
+        monkeypatch.setattr(engine_info, "metadata", MagicMock(version=lambda _: "1.1"))
+        for number in (0, 0, 1):
+            await cluster.look(number)
+        log.warning.assert_called_once()
+        assert log.warning.call_args.kwargs["versions"] == ["1.0", "1.1"]
 
 
 async def test_one_trace_through_both_hops(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.api.loraplex.v1 import engine_pb2
+from engine.api.loraplex.v1 import engine_pb2, engine_pb2_grpc
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client import AsyncClient
 from engine.client.testing import FakeServer, fake_server
@@ -125,6 +125,9 @@ async def test_health_of_a_dead_engine(make_app: Callable[..., App]) -> None:
             watch.cancel()
         assert (await http(app, "/healthz"))[0] == 503
         assert (await http(app, "/readyz"))[0] == 503
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+            stub = engine_pb2_grpc.EngineServiceStub(channel)
+            assert (await stub.GetEngine(engine_pb2.GetEngineRequest())).load.dead
 
 
 async def test_health_of_an_engine_that_restarts(make_app: Callable[..., App]) -> None:
@@ -146,6 +149,8 @@ async def test_health_of_an_engine_that_restarts(make_app: Callable[..., App]) -
             engine.alive = False
             assert (await asyncio.wait_for(first_of(watch), 3)).status == NOT_SERVING
             assert [(await http(app, path))[0] for path in ("/healthz", "/readyz")] == [200, 503]
+            told = await engine_pb2_grpc.EngineServiceStub(channel).GetEngine(engine_pb2.GetEngineRequest())
+            assert (told.load.restarting, told.load.dead) == (True, False)
             assert "loraplex_engine_ready 0.0" in (await http(app, "/metrics"))[1]
             may_start.set()
             assert (await asyncio.wait_for(first_of(watch), 3)).status == SERVING

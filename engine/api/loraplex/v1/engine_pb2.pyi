@@ -95,7 +95,7 @@ class ResidentAdapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., pinned: _Optional[bool] = ..., in_use: _Optional[int] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining", "waiting_tokens", "waiting_adapters", "restarting")
+    __slots__ = ("running", "waiting", "kv_cache_usage", "generated_tokens", "draining", "waiting_tokens", "waiting_adapters", "restarting", "dead")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class Load(_message.Message):
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITING_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     RESTARTING_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     kv_cache_usage: float
@@ -112,7 +113,8 @@ class Load(_message.Message):
     waiting_tokens: int
     waiting_adapters: int
     restarting: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ..., restarting: _Optional[bool] = ...) -> None: ...
+    dead: bool
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ..., waiting_tokens: _Optional[int] = ..., waiting_adapters: _Optional[int] = ..., restarting: _Optional[bool] = ..., dead: _Optional[bool] = ...) -> None: ...
 
 class GetActivityRequest(_message.Message):
     __slots__ = ()

@@ -168,6 +168,8 @@ class _Answer:
         choices = [form.choice(index, one) for index, one in numbered]
         told = headers(adapter, self._base, request_id)
         told["openai-processing-ms"] = str(max(round(part.timings.total.ToMilliseconds()) for part in parts))
+        if failovers := sum(part.failovers for part in parts):
+            told["x-loraplex-failovers"] = str(failovers)
         found = form.head | {"choices": choices, "usage": usage([part.usage for part in parts])}
         return web.json_response(found, headers=told)
 
@@ -212,6 +214,7 @@ class _Events:
         self._answers = answers
         self._begun: set[int] = set()
         self._usages: list[pb.Usage] = []
+        self._failovers = 0
 
     async def send(self, prompt: int, message: pb.GenerateStreamResponse) -> None:
         """The chunks of a message."""
@@ -220,15 +223,20 @@ class _Events:
         self._begun.add(index)
         if message.HasField("usage"):
             self._usages.append(message.usage)
-        chunks = [self._form.head | {"choices": [one]} for one in self._form.chunks(index, message, first=first)]
+        self._failovers += message.failovers
+        chunks = [self._head() | {"choices": [one]} for one in self._form.chunks(index, message, first=first)]
         if chunks:
             await self.write(*chunks)
 
     async def end(self, *, include_usage: bool) -> None:
         """Usage, if it is wanted, and the end's mark."""
         if include_usage:
-            await self.write(self._form.head | {"choices": [], "usage": usage(self._usages)})
+            await self.write(self._head() | {"choices": [], "usage": usage(self._usages)})
         await self._send(b"data: [DONE]\n\n")
+
+    def _head(self) -> Json:
+        """What chunks have in common; from a failover on (a prompt's last message tells of them) that as well."""
+        return self._form.head | ({"failovers": self._failovers} if self._failovers else {})
 
     async def write(self, *events: Json) -> None:
         """Some events at once."""

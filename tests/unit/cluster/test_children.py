@@ -1,0 +1,195 @@
+"""Processes under a Ray actor, without Ray: they live as long as whoever started them, and say when they are of no use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import AsyncMock, MagicMock
+
+import grpc
+import psutil
+import pytest
+
+from engine.api.loraplex.v1 import engine_pb2
+from engine.client.testing import write_base
+from engine.cluster.ray import children
+from engine.cluster.ray.children import ChildDied, ServerChild
+from loadtest.bench.child import free_port
+from tests.unit.server.conftest import until
+
+_ROUTER = {"replicas": "127.0.0.1:1", "http_port": 0, "workers": 2}
+_ACTOR = f"""
+import sys, time
+from pathlib import Path
+from engine.cluster.ray.children import Child
+child = Child("router", {_ROUTER} | {{"port": int(sys.argv[1])}}, Path(sys.argv[2]))
+print(child.process.pid, flush=True)
+time.sleep(60)
+"""
+_ALONE = [f"--{name.replace('_', '-')}={value}" for name, value in _ROUTER.items()]
+
+
+@dataclass
+class Supervisor:
+    """A router of two processes."""
+
+    process: psutil.Process
+    port: int
+
+    def routers(self) -> list[psutil.Process]:
+        """They, without multiprocessing's own."""
+        return [one for one in self.process.children() if any("spawn_main" in word for word in one.cmdline())]
+
+    def listening(self) -> list[psutil.Process]:
+        """The same, when both are there and the port is open."""
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                if len(found := self.routers()) == 2:
+                    return found
+            time.sleep(0.05)
+        pytest.fail("the routers did not come up")
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """One of Python's, and all that is of its session when the block ends."""
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        try:
+            yield started
+        finally:
+            kill_all(started.pid)
+
+
+def kill_all(session: int) -> None:
+    """Kill whoever is left of it."""
+    with suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
+
+
+def all_end(processes: list[psutil.Process], timeout_s: float) -> bool:
+    """Whether they do, in time."""
+    return not psutil.wait_procs(processes, timeout_s)[1]
+
+
+def test_router_processes_under_ray_stay(tmp_path: Path) -> None:
+    """They follow their supervisor, not the Ray worker above it; when that is killed, all end."""
+    port = free_port()
+    with process("-c", _ACTOR, str(port), str(tmp_path)) as actor:
+        assert actor.stdout
+        supervisor = Supervisor(psutil.Process(int(actor.stdout.readline())), port)
+        try:
+            routers = supervisor.listening()
+            assert not all_end(routers[:1], 3)
+            assert supervisor.routers() == routers
+            actor.kill()
+            assert all_end([supervisor.process, *routers], 15)
+        finally:
+            kill_all(supervisor.process.pid)
+
+
+def test_router_processes_end_with_their_supervisor() -> None:
+    """One that is killed leaves no router behind that nobody would start again, whoever started it."""
+    port = free_port()
+    with process("-m", "engine.cli", "router", *_ALONE, f"--port={port}", "--log-level=error") as alone:
+        supervisor = Supervisor(psutil.Process(alone.pid), port)
+        routers = supervisor.listening()
+        alone.kill()
+        assert all_end(routers, 15)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerChild]:
+    """A server that is ready, with an engine that makes its answers up."""
+    write_base(tmp_path / "base")
+    child = ServerChild(
+        {
+            "model": tmp_path / "base", "registry": tmp_path / "registry", "cache": tmp_path / "cache", "engine": "fake",
+            "host": "127.0.0.1", "port": free_port(), "http_port": 0, "drain_s": 0,
+        },
+        tmp_path,
+    )  # fmt: skip
+    try:
+        child.wait_ready(30)
+        yield child
+    finally:
+        child.process.send_signal(signal.SIGCONT)
+        child.stop(5)
+
+
+def silent(server: ServerChild) -> None:
+    """Look at it, without an answer."""
+    with pytest.raises(grpc.RpcError):
+        server.look()
+
+
+def test_a_server_that_does_not_answer_is_replaced(server: ServerChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was stopped is of no use after a while, and no sooner; it keeps nothing."""
+    monkeypatch.setattr(children, "_CALL_S", 0.2)
+    server.process.send_signal(signal.SIGSTOP)
+    silent(server)
+    server.check()
+    server.process.send_signal(signal.SIGCONT)
+    monkeypatch.setattr(children, "_CALL_S", 5)
+    server.look()
+    monkeypatch.setattr(children, "_SILENT_S", 0.0)
+    server.check()  # it is back
+    monkeypatch.setattr(children, "_CALL_S", 0.2)
+    server.process.send_signal(signal.SIGSTOP)
+    silent(server)
+    with pytest.raises(ChildDied, match="not answered"):
+        server.check()
+    assert server.process.poll() == -signal.SIGKILL
+
+
+def test_a_server_whose_engine_is_dead_for_good_is_replaced(
+    server: ServerChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so itself; one that only starts its engine again is left in peace, even if that keeps it from answering."""
+    monkeypatch.setattr(children, "_SILENT_S", 0.0)
+    said = engine_pb2.GetEngineResponse(load=engine_pb2.Load(restarting=True))
+    get_engine = MagicMock(side_effect=[said, grpc.RpcError, said])
+    monkeypatch.setattr(server._engine, "GetEngine", get_engine)
+    server.look()
+    server.check()
+    silent(server)
+    server.check()
+    said.load.dead = True
+    server.look()
+    with pytest.raises(ChildDied, match="dead for good"):
+        server.check()
+
+
+async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+    with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
+        ray = pytest.importorskip("ray")
+        application = pytest.importorskip("engine.cluster.ray.application")
+    monkeypatch.setattr(application, "HEARTBEAT_S", 0.01)
+    old, new = MagicMock(), MagicMock()
+    old.heartbeat.remote = AsyncMock(side_effect=ray.exceptions.RayActorError)
+    new.heartbeat.remote = AsyncMock(return_value=False)
+    away = ray.exceptions.RayError("away")
+    monkeypatch.setattr(application, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), away, new]))
+    kind = application.EngineReplica
+    replica = MagicMock(_fleet=old, _drained=False)
+    replica._child.look.return_value = engine_pb2.GetEngineResponse()
+    replica._task = asyncio.create_task(kind._beat(replica))
+    await until(lambda: new.heartbeat.remote.await_count > 1)
+    kind.check_health(replica)
+    replica._task.cancel()
+    await asyncio.gather(replica._task, return_exceptions=True)
+    with pytest.raises(RuntimeError, match="heartbeats"):
+        kind.check_health(replica)
