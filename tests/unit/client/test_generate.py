@@ -202,6 +202,20 @@ async def test_retries_are_bounded(connect):
         assert len(echo.requests) == retries + 1
 
 
+async def test_retries_make_no_storm(connect):
+    """While a server refuses everything, a client's retries add a tenth to its load at most, however many it may make."""
+    echo = Echo(refusals=10**6)
+    client = await connect(echo, retries=4)
+
+    async def ask() -> None:
+        with pytest.raises(Unavailable):
+            await client.generate(prompt="x")
+
+    for _ in range(10):
+        await asyncio.gather(*(ask() for _ in range(20)))
+    assert 200 < len(echo.requests) <= 220
+
+
 async def test_deadline(connect):
     """Without an answer in time the call fails as DeadlineExceeded, by the client's deadline or the call's own."""
 
