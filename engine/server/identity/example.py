@@ -51,6 +51,7 @@ tenants:
 #     tenant_claim: tenant     # its value is the tenant, or is looked up in `tenants`
 #     tenants: {"acme-production": acme}
 #     leeway_s: 30             # how far clocks may differ
+#     revoked: []              # tokens that count no more, by their claim jti
 
 open:                          # what needs no credentials (health never does)
   reflection: false

@@ -115,6 +115,9 @@ class Issuer(_Part):
         default_factory=dict, max_length=10_000, description="The claim's values and their tenants; default: the same."
     )
     leeway_s: float = Field(30.0, ge=0, le=300, description="How far clocks may differ.")
+    revoked: frozenset[str] = Field(
+        frozenset(), max_length=10_000, description="Tokens that count no more, by their claim `jti`."
+    )
 
     @field_validator("jwks")
     @classmethod

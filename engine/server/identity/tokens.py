@@ -52,6 +52,8 @@ class Tokens:
             return known
         issuer, keys = self._issuer(token)
         claims = await self._claims(token, issuer, keys)
+        if issuer.revoked and str(claims.get("jti")) in issuer.revoked:
+            raise Unauthenticated("the token was revoked")
         principal = self._principal(claims, issuer)
         # No longer than its keys are believed, so that an issuer can take one back.
         self._remember(digest, min(float(claims["exp"]) + issuer.leeway_s, time.time() + _FRESH_S), principal)

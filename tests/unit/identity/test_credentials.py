@@ -205,6 +205,20 @@ async def test_tenant_by_claim(tmp_path: Path) -> None:
         await tokens.authenticate(token(org="acme"))
 
 
+async def test_revoked_token(tmp_path: Path) -> None:
+    """A token that the policy revokes counts no more from the policy's next reading on; the issuer's others do."""
+    (tmp_path / "jwks.json").write_text(jwks(k1=signing_key("k1")))
+    given = policy_of().model_dump(mode="json")
+    before = Tokens(Policy.model_validate(given), tmp_path)
+    stolen, own = token(jti="stolen"), token(jti="own")
+    assert (await before.authenticate(stolen)).tenant == "acme"
+    given["issuers"][0]["revoked"] = ["stolen"]
+    after = Tokens(Policy.model_validate(given), tmp_path, before)
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await after.authenticate(stolen)
+    assert (await after.authenticate(own)).tenant == "acme"
+
+
 async def test_symmetric_and_private_keys_in_a_key_set_are_not_used(tmp_path: Path) -> None:
     """A key set that holds a password or a private key does not make them keys that tokens are checked with."""
     private = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(signing_key("k1"))) | {"kid": "k1"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.unit.k8s.manifests import OVERLAYS, of_kind, rendered, schema_problems
+from tests.unit.k8s.manifests import K8S, OVERLAYS, of_kind, rendered, schema_problems
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -15,6 +17,16 @@ def test_every_resource_fits_its_schema(overlay: str) -> None:
     """Kubernetes' own and the custom ones, strictly: an unknown field is an error."""
     for document in rendered(overlay):
         assert schema_problems(document) == [], document["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((K8S / "components").glob("*/*.yaml")), ids=lambda file: "/".join(file.parts[-2:])
+)
+def test_every_component_fits_its_schema(file: Path) -> None:
+    """Also what no overlay takes."""
+    for document in yaml.safe_load_all(file.read_text()):
+        if file.name != "kustomization.yaml":
+            assert schema_problems(document) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
