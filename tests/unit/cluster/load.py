@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,19 +25,18 @@ class Load:
         self.wrong: list[Any] = []
 
     @asynccontextmanager
-    async def running(self, callers: int) -> AsyncIterator[None]:
+    async def running(self, callers: int, names: Sequence[str] = NAMES) -> AsyncIterator[None]:
         """Load for the time of the block; afterwards every request has ended."""
         self._going = True
-        tasks = [asyncio.create_task(self._call(number)) for number in range(callers)]
+        tasks = [asyncio.create_task(self._call(names[number % len(names)])) for number in range(callers)]
         try:
             yield
         finally:
             self._going = False
             await asyncio.gather(*tasks)
 
-    async def _call(self, caller: int) -> None:
+    async def _call(self, name: str) -> None:
         while self._going:
-            name = NAMES[caller % len(NAMES)]
             text = f"request {next(self._numbers)}"
             expected = f"{name + '@v1' if name else 'base'} heard: {text}"
             try:
