@@ -231,9 +231,6 @@ class RouterSettings(BaseSettings):
     share_port: bool = Field(
         False, description="Let routers of the same --name listen here too, such as one that takes this one's place."
     )
-    max_connection_age_s: float = Field(
-        10.0, gt=0, le=86_400, description="With --share-port: after so long a client connects anew; its calls go on."
-    )
     allow_remote: bool = Field(
         False, description="Allow a --host that other machines reach without TLS, or without asking who calls."
     )

@@ -1,4 +1,4 @@
-"""The real Ray, with whole servers and made-up answers: whatever is killed, drained or rolled, no caller notices."""
+"""The real Ray, with whole servers and made-up answers: whatever is killed, scaled, changed or drained, no caller notices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loadtest.bench.child import free_port
 from loadtest.drive.processes import below
 from tests.unit.cluster.load import NAMES, Load
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 _KILL_FLEET = """
 from engine.cluster.ray.local import connected
@@ -47,13 +47,14 @@ class Cluster:
             "--cache", str(folder / "cache"), "--port", str(self.port), "--http-port", "0", "--name", "e2e",
         ]  # fmt: skip
         self.log = (folder / "cluster.log").open("wb")
-        command = [sys.executable, "-m", "engine.cli", "cluster", "up", *self.spec, "--engine", self.engine()]
+        command = [sys.executable, "-m", "engine.cli", "cluster", "up", *self.spec, *self.settings()]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
 
     @staticmethod
-    def engine(**more: Any) -> str:
-        """Settings of the servers."""
-        return json.dumps({"engine": "fake", "drain_s": 5, "context_length": 2048} | more)
+    def settings(max_resident: int = 8, drain_s: int = 20) -> list[str]:
+        """Settings of the servers and the router."""
+        engine = {"engine": "fake", "drain_s": 5, "context_length": 2048, "max_resident": max_resident}
+        return ["--engine", json.dumps(engine), "--router", json.dumps({"drain_s": drain_s})]
 
     async def command(self, *words: str) -> str:
         """Run `loraplex cluster ...`; its output."""
@@ -68,11 +69,12 @@ class Cluster:
         found: list[dict[str, Any]] = json.loads(await self.command("status", "--name", "e2e", "--json"))["replicas"]
         return found
 
-    def servers(self) -> list[psutil.Process]:
-        """The servers' processes."""
+    @staticmethod
+    def processes(kind: str) -> list[psutil.Process]:
+        """The processes of the engines or routers."""
         return [
             one for one in psutil.process_iter(["cmdline"])
-            if any("e2e-engine-" in word for word in one.info["cmdline"] or [])
+            if any(f"e2e-{kind}-" in word for word in one.info["cmdline"] or [])
         ]  # fmt: skip
 
     def stop(self) -> None:
@@ -81,7 +83,7 @@ class Cluster:
         try:
             self.process.wait(60)
         finally:
-            for one in (*self.servers(), *below(os.getpid(), ["e2e"])):
+            for one in (*self.processes("engine"), *self.processes("router"), *below(os.getpid(), ["e2e"])):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
             self.log.close()
@@ -101,7 +103,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
     """Connected to the router, when both engines are there and have three adapters to answer with."""
-    async with AsyncClient(f"127.0.0.1:{cluster.port}", timeout_s=60, retries=0) as connected:
+    async with AsyncClient(f"127.0.0.1:{cluster.port}", timeout_s=60) as connected:
         await up(connected)
         folder = tmp_path_factory.mktemp("adapters")
         for seed, name in enumerate(filter(None, NAMES)):
@@ -124,8 +126,8 @@ async def up(client: AsyncClient, engines: int = 2) -> None:
 
 
 def load(client: AsyncClient) -> Load:
-    """Answers of 400 tokens each."""
-    return Load(client, max_tokens=400, ignore_eos=True)
+    """Answers of 200 tokens each, and some time for Ray: it all shares a machine."""
+    return Load(client, pause_s=0.1, max_tokens=200, ignore_eos=True)
 
 
 async def test_a_server_is_killed(cluster: Cluster, client: AsyncClient) -> None:
@@ -133,11 +135,61 @@ async def test_a_server_is_killed(cluster: Cluster, client: AsyncClient) -> None
     callers = load(client)
     async with callers.running(6):
         await asyncio.sleep(1)
-        cluster.servers()[0].kill()
+        cluster.processes("engine")[0].kill()
         await asyncio.sleep(1)
         await up(client)
     assert not callers.wrong
     assert callers.answered > 20
+
+
+async def test_scaling_restarts_nothing(cluster: Cluster, client: AsyncClient) -> None:
+    """One more engine, and one less again; those that stay, and the router, are the same processes as before."""
+    engines, routers = set(cluster.processes("engine")), set(cluster.processes("router"))
+    callers = load(client)
+    async with callers.running(6):
+        await cluster.command("scale", "3", "--name", "e2e")
+        await up(client, engines=3)
+        three = set(cluster.processes("engine"))
+        assert engines < three
+        await cluster.command("scale", "2", "--name", "e2e")
+        await up(client, engines=2)
+    assert not callers.wrong
+    assert callers.answered > 20
+    assert set(cluster.processes("engine")) < three
+    assert set(cluster.processes("router")) == routers
+
+
+async def test_new_settings_roll(cluster: Cluster, client: AsyncClient) -> None:
+    """The same settings restart nothing; new ones replace every engine, and the router at its port: nobody notices."""
+    engines, routers = set(cluster.processes("engine")), set(cluster.processes("router"))
+    callers = load(client)
+    async with callers.running(6):
+        await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings())
+        assert set(cluster.processes("engine")) == engines
+        assert set(cluster.processes("router")) == routers
+        await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings(max_resident=4, drain_s=19))
+        await up(client)
+    assert not callers.wrong
+    assert callers.answered > 20
+    assert not engines & set(cluster.processes("engine"))
+    assert not routers & set(cluster.processes("router"))
+    assert (await client.engine()).limits.max_resident == 2 * 4
+
+
+async def test_a_drained_engine_is_replaced(cluster: Cluster, client: AsyncClient) -> None:
+    """It finishes what it has, and a fresh one takes its place."""
+    before = {row["address"] for row in await cluster.status()}
+    drained = min(before)
+    callers = load(client)
+    async with callers.running(6):
+        await cluster.command("drain", drained, "--name", "e2e")
+        await asyncio.sleep(3)
+        await up(client)
+    after = {row["address"] for row in await cluster.status()}
+    assert not callers.wrong
+    assert callers.answered > 20
+    assert before - after == {drained}
+    assert len(after) == 2
 
 
 async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> None:

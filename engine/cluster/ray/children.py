@@ -20,6 +20,7 @@ import yaml
 import engine
 from engine.api.loraplex.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, engine_pb2_grpc
 from engine.client.credentials import Credentials
+from engine.cluster.router.workers import NOTIFY_SOCKET
 from engine.server.app import END_WITH_PARENT
 
 _LOOK_S = 0.2
@@ -34,18 +35,18 @@ class ChildDied(RuntimeError):
 class Child:
     """`python -m engine.cli COMMAND --config ...`, with the settings that are given; it drains when its parent dies."""
 
-    def __init__(self, command: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, command: str, settings: Mapping[str, Any], folder: Path, **environment: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / f"{command}.yaml"
         config.write_text(yaml.safe_dump({name: _plain(value) for name, value in settings.items()}))
         self._log = folder / f"{command}.log"
-        environment = os.environ | {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
+        environment |= {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "engine.cli", command, "--config", str(config)],
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=os.environ | environment,
                 start_new_session=True,
             )
 
@@ -66,6 +67,30 @@ class Child:
         except ProcessLookupError:
             return
         self.process.wait(10)
+
+
+class RouterChild(Child):
+    """`loraplex router`, whose processes tell when they take calls: at its port another router may be answering."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        address = str(folder / "ready")
+        self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._told.bind(address)
+        self._awaited = int(settings["workers"])
+        super().__init__("router", settings, folder, **{NOTIFY_SOCKET: address})
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when all its processes take calls. Raises ChildDied, TimeoutError."""
+        until = time.monotonic() + timeout_s
+        self._told.settimeout(_LOOK_S)
+        with self._told:
+            while self._awaited and time.monotonic() < until:
+                self.check()
+                with suppress(TimeoutError):
+                    self._told.recv(64)
+                    self._awaited -= 1
+        if self._awaited:
+            raise TimeoutError(f"not ready within {timeout_s:.0f} s")
 
 
 class ServerChild(Child):

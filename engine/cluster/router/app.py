@@ -31,6 +31,8 @@ from engine.server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
+_GOODBYE_S = 3.0  # for those who keep an HTTP connection to hear with their next answer that it ends
+
 
 class RouterApp:
     """The router. Health says SERVING while one replica at least takes requests."""
@@ -101,13 +103,13 @@ class RouterApp:
         log.info("stopped")
 
     async def _hand_over(self) -> None:
-        """Leave the ports to the others who listen there, and let all connections end, `drain_s` at most."""
+        """Leave the ports to the others who listen there; gRPC's clients are sent to them when the server stops."""
+        await ports.turn_away(self.port, self.http_port)
+        ports.close(self.port)
+        self.side_port.leave()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_s):
-                await ports.turn_away(self.port, self.http_port)
-                ports.close(self.port)
-                self.side_port.leave()
-                await ports.until_left(self.port)
+            async with asyncio.timeout(min(_GOODBYE_S, self.settings.drain_s)):
+                await ports.until_left(self.http_port)
 
     def _make_server(self) -> aio.Server:
         settings = self.settings
@@ -117,8 +119,6 @@ class RouterApp:
             ("grpc.max_send_message_length", -1),
             *CONNECTIONS,
         ]
-        if settings.share_port:
-            options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)))
         server = aio.server(interceptors=self.interceptors, options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         forwarder = GenerationForwarder(self.fleet, self.metrics, settings.give_up_s)

@@ -1,13 +1,15 @@
 """A port that routers of one fleet share, and the way out of it: a router's successor listens before the router leaves.
 
 The kernel gives each new connection to one of those who listen (SO_REUSEPORT), for good: what one of them has not accepted when
-it closes is reset, and its caller refused for a second. Nor does gRPC help who leaves: a call that arrives between
-`Server.stop` and the client's hearing of it ends CANCELLED, which no client repeats. So whoever leaves goes step by step:
+it closes is reset, and gRPC refuses its caller's calls until it tries again, a second later. So whoever leaves goes in steps:
 
 1. first packets of new connections are dropped. Their clients send them again after a second;
 2. what is on its way is accepted, then the port is closed: from now on new connections find the others;
-3. connections end by themselves, because gRPC sends each one away at a certain age (`max_connection_age_s`) and lets its
-   calls end. Once none is left nobody notices the end of the server.
+3. HTTP's connections end with their next answer, gRPC's by its goodbye (GOAWAY), which lets calls under way end.
+
+A call that crosses with the goodbye ends CANCELLED: gRPC's server drops what comes after its own end began, and clients of ours
+send it again. gRPC can also send each connection away at a certain age, where no call is dropped; but then it now and then
+closes the connection with the end of an answer still unsent (measured: docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -79,8 +81,8 @@ def close(port: int) -> None:
 
 
 async def until_left(port: int) -> None:
-    """Return when no connection to the port is left (step 3)."""
-    while any(True for _ in _sockets((port,), listening=False)):  # noqa: ASYNC110 - gRPC tells nothing of its connections
+    """Return when no connection to the port is left."""
+    while any(True for _ in _sockets((port,), listening=False)):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(_LOOK_S)
 
 

@@ -14,10 +14,11 @@ NAMES = ("support", "legal", "code", "")
 
 
 class Load:
-    """Callers in a closed loop, and what came of their requests."""
+    """Callers in a closed loop that ask for streams and whole answers in turns, and what came of it."""
 
-    def __init__(self, client: AsyncClient, **sampling: Any) -> None:
+    def __init__(self, client: AsyncClient, pause_s: float = 0.0, **sampling: Any) -> None:
         self._client = client
+        self._pause_s = pause_s  # between two requests of a caller
         self._sampling = {"temperature": 0} | sampling
         self._numbers = itertools.count()
         self.answered = 0
@@ -37,16 +38,32 @@ class Load:
 
     async def _call(self, name: str) -> None:
         while self._going:
-            text = f"request {next(self._numbers)}"
+            number = next(self._numbers)
+            text = f"request {number}"
             expected = f"{name + '@v1' if name else 'base'} heard: {text}"
             try:
-                said = ""
-                async for chunk in self._client.stream(prompt=text, adapter=name or None, **self._sampling):
-                    said += chunk.text
-                    self.failovers += chunk.failovers
+                said, tokens = await (self._stream if number % 2 else self._unary)(text, name or None)
             except Exception as error:  # noqa: BLE001 - every failure counts
                 self.wrong.append((text, error))
                 continue
             self.answered += 1
-            if not (said == expected or (self._sampling.get("ignore_eos") and said.startswith(expected))):
-                self.wrong.append((expected, said))
+            if self._sampling.get("ignore_eos"):
+                right = said.startswith(expected) and tokens == self._sampling["max_tokens"]
+            else:
+                right = said == expected
+            if not right:
+                self.wrong.append((expected, said, tokens))
+            await asyncio.sleep(self._pause_s)
+
+    async def _stream(self, text: str, name: str | None) -> tuple[str, int]:
+        said, tokens = "", 0
+        async for chunk in self._client.stream(prompt=text, adapter=name, **self._sampling):
+            said += chunk.text
+            tokens += len(chunk.token_ids)
+            self.failovers += chunk.failovers
+        return said, tokens
+
+    async def _unary(self, text: str, name: str | None) -> tuple[str, int]:
+        answer = await self._client.generate(prompt=text, adapter=name, **self._sampling)
+        self.failovers += answer.failovers
+        return answer.text, len(answer.token_ids)

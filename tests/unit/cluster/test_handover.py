@@ -24,7 +24,7 @@ from tests.unit.cluster.process import Process
 
 def router(folder: Path, **given: Any) -> RouterChild:
     """A router that is ready, at a port that it shares."""
-    shared = {"share_port": True, "max_connection_age_s": 1, "log_level": "error", "poll_s": 0.1, "drain_s": 20}
+    shared = {"share_port": True, "log_level": "error", "poll_s": 0.1, "drain_s": 20}
     folder.mkdir()
     child = RouterChild(load(RouterSettings, **shared, **given).model_dump(mode="json"), folder)
     child.wait_ready(30)
@@ -72,7 +72,7 @@ async def test_a_router_takes_anothers_place(tmp_path: Path) -> None:
     process = Process("tests.unit.cluster.slow_server", json.dumps(settings))
     current = await asyncio.to_thread(router, tmp_path / "0", **given)
     try:
-        async with AsyncClient(target, timeout_s=30, retries=0) as client:
+        async with AsyncClient(target, timeout_s=30) as client:
             await client.wait_ready(timeout_s=30)
             callers = Load(client)
             others = [asyncio.create_task(_connecting(target, counts, done)) for _ in range(2)]
