@@ -59,10 +59,21 @@ class Cluster:
     async def command(self, *words: str) -> str:
         """Run `loraplex cluster ...`; its output."""
         command = [sys.executable, "-m", "engine.cli", "cluster", *words]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        piped = subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, stdout=piped, stderr=piped, env=self.environment())
         out, err = await process.communicate()
         assert process.returncode == 0, err.decode()
         return out.decode()
+
+    def raylet(self) -> psutil.Process:
+        """Ray's process on this machine, of this cluster: others may be running."""
+        return next(one for one in psutil.Process(self.process.pid).children(recursive=True) if one.name() == "raylet")
+
+    def environment(self) -> dict[str, str]:
+        """With it `--ray auto` means this cluster's Ray."""
+        start = "--gcs-address="
+        address = next(word for word in self.raylet().cmdline() if word.startswith(start))
+        return os.environ | {"RAY_ADDRESS": address.removeprefix(start)}
 
     async def status(self) -> list[dict[str, Any]]:
         """What `status` says of the replicas."""
@@ -196,7 +207,8 @@ async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> Non
     """Routers go on with what they know, and soon the new Fleet knows it too."""
     callers = load(client)
     async with callers.running(6):
-        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", _KILL_FLEET], check=True)
+        kill = [sys.executable, "-c", _KILL_FLEET]
+        await asyncio.to_thread(subprocess.run, kill, check=True, env=cluster.environment())
         await asyncio.sleep(5)
         assert len(await cluster.status()) == 2
     assert not callers.wrong
@@ -209,10 +221,6 @@ async def test_the_raylet_is_killed(cluster: Cluster, client: AsyncClient) -> No
     streams = [client.stream(prompt=f"{number}", **wide) for number in range(6)]
     firsts = [await anext(aiter(stream)) for stream in streams]
     assert all(first.token_ids for first in firsts)
-    raylets = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "raylet"]
-    ours = [one for one in raylets if cluster.process.pid in {parent.pid for parent in one.parents()}]
-    assert ours
-    for one in ours:
-        one.kill()
+    cluster.raylet().kill()
     counts = [1 + sum([len(chunk.token_ids) async for chunk in stream]) for stream in streams]
     assert counts == [1500] * 6

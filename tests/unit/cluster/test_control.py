@@ -119,6 +119,10 @@ def test_a_cluster_that_is_too_small() -> None:
     with pytest.raises(NotEnoughResources, match="4 replicas need 8 GPUs, there are 2"):
         check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 2})
     check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 8})
+    nodes = {"CPU": 16, "node:10.0.0.1": 1, "node:10.0.0.2": 1, "node:__internal_head__": 1}
+    check_resources(ClusterSettings(routers=2), nodes)
+    with pytest.raises(NotEnoughResources, match="need 3 nodes, there are 2"):
+        check_resources(ClusterSettings(routers=3), nodes)
 
 
 @pytest.mark.parametrize(
