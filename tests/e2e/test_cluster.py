@@ -34,6 +34,8 @@ with connected(spec) as ray:
     from engine.cluster.ray.application import fleet_of
     ray.kill(fleet_of(spec), no_restart=False)
 """
+# Many log probabilities fill the connection, so that the servers are far from done when the first tokens are read.
+_WIDE: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0, "logprobs": 20}
 
 
 class Cluster:
@@ -53,7 +55,7 @@ class Cluster:
     @staticmethod
     def settings(max_resident: int = 8, drain_s: int = 20) -> list[str]:
         """Settings of the servers and the router."""
-        engine = {"engine": "fake", "drain_s": 5, "context_length": 2048, "max_resident": max_resident}
+        engine = {"engine": "fake", "drain_s": 10, "context_length": 2048, "max_resident": max_resident}
         return ["--engine", json.dumps(engine), "--router", json.dumps({"drain_s": drain_s})]
 
     async def command(self, *words: str) -> str:
@@ -214,11 +216,28 @@ async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> Non
     assert not callers.wrong
 
 
+async def test_down_lets_answers_end(cluster: Cluster, client: AsyncClient) -> None:
+    """What has begun is finished, then nothing of ours runs; Ray goes on, and it can all be started again."""
+    streams = [client.stream(prompt=f"{number}", **_WIDE) for number in range(6)]
+    firsts = [await anext(aiter(stream)) for stream in streams]
+    assert all(first.token_ids for first in firsts)
+    down = asyncio.create_task(cluster.command("down", "--name", "e2e"))
+    with contextlib.suppress(RequestError):  # from when the engines take no more
+        while not down.done():
+            await client.engine()
+            await asyncio.sleep(0.1)
+    counts = [1 + sum([len(chunk.token_ids) async for chunk in stream]) for stream in streams]
+    assert counts == [1500] * 6
+    await down
+    assert not cluster.processes("engine")
+    assert not cluster.processes("router")
+    await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings())
+    await up(client)
+
+
 async def test_the_raylet_is_killed(cluster: Cluster, client: AsyncClient) -> None:
     """With Ray itself gone, answers under way are finished. The last test: nothing is left afterwards."""
-    # Many log probabilities fill the connection, so that the servers are far from done when Ray goes.
-    wide = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0, "logprobs": 20}
-    streams = [client.stream(prompt=f"{number}", **wide) for number in range(6)]
+    streams = [client.stream(prompt=f"{number}", **_WIDE) for number in range(6)]
     firsts = [await anext(aiter(stream)) for stream in streams]
     assert all(first.token_ids for first in firsts)
     cluster.raylet().kill()
