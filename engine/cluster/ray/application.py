@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.fleet.watcher import to_report
-from engine.cluster.ray.children import RouterChild, ServerChild, free_port
+from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own_folder
 from engine.cluster.ray.fleet import HEARTBEAT_S, NAMESPACE, Fleet, actor_name
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
 from engine.cluster.routing.warming import to_warm
@@ -51,10 +51,9 @@ class EngineReplica:
         self._fleet = fleet_of(self._spec)
         host = _own_address() if self._spec.allow_remote else "127.0.0.1"
         settings = engine_settings(self._spec, host, free_port(host))
-        # Nobody else's, and there after a restart.
-        settings["cache"] = str(Path(settings["cache"]) / f"engine-{_rank()}")
         self._drain_s = settings["drain_s"]
-        self._child = ServerChild(settings, self._folder)
+        with own_folder(Path(settings["cache"])) as (cache, lock):
+            self._child = ServerChild(settings | {"cache": str(cache)}, self._folder, keeps=(lock,))
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
         await self._warm()
         self._drained = False
@@ -255,12 +254,6 @@ def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
         "allow_remote": spec.allow_remote, "share_port": True, "log_format": "json",
     }  # fmt: skip
     return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
-
-
-def _rank() -> int:
-    """The number that Ray gave this replica: the smallest that no other one has."""
-    rank: Any = serve.get_replica_context().rank
-    return int(getattr(rank, "rank", rank))
 
 
 def _own_address() -> str:

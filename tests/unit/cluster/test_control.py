@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.cluster.ray.children import own_folder
 from engine.cluster.ray.fleet import Fleet
 from engine.cluster.ray.local import check_resources
 from engine.cluster.ray.scaling import Targets, desired
@@ -156,3 +159,16 @@ def test_wrong_settings(wrong: dict[str, object], problem: str) -> None:
     """Each is refused before Ray is started, naming itself."""
     with pytest.raises(BadConfiguration, match=problem):
         load(ClusterSettings, **wrong)
+
+
+def test_engines_share_no_folder(tmp_path: Path) -> None:
+    """Each takes the first that is free; one that ended has left its copies to the next."""
+    with own_folder(tmp_path) as (first, lock):
+        kept = os.dup(lock)  # as its server keeps it
+        with own_folder(tmp_path) as (second, _):
+            assert (first.name, second.name) == ("engine-0", "engine-1")
+    with own_folder(tmp_path) as (third, _):
+        assert third == second
+    os.close(kept)
+    with own_folder(tmp_path) as (fourth, _):
+        assert fourth == first
