@@ -36,8 +36,8 @@ def up(config: Path | None, **flags: Any) -> None:
 
     Without --ray it starts Ray on this machine and stays until Ctrl-C. With
     --ray it returns when all is up. Running it again with other settings
-    replaces what they change, new before old where there is room, and no
-    request fails. Other numbers restart nothing.
+    replaces what they change, new before old where there is room; clients of
+    ours notice nothing. Other numbers restart nothing.
     """
     engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
     spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
