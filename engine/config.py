@@ -228,6 +228,9 @@ class RouterSettings(BaseSettings):
         9091, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 picks a free one."
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the gRPC port; a core each.")
+    share_port: bool = Field(
+        False, description="Let routers of the same --name listen here too, such as one that takes this one's place."
+    )
     allow_remote: bool = Field(
         False, description="Allow a --host that other machines reach without TLS, or without asking who calls."
     )

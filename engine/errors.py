@@ -524,11 +524,11 @@ class BadConfiguration(LoraplexError):
 
 
 class NotEnoughResources(LoraplexError):
-    """The Ray cluster has too few CPUs or GPUs. `missing` maps a resource to (wanted, present)."""
+    """The Ray cluster has too few CPUs, GPUs or nodes. `missing` maps a resource to (wanted, present)."""
 
     status = "FAILED_PRECONDITION"
     reason = "NOT_ENOUGH_RESOURCES"
-    fix = "Add nodes, ask for fewer replicas, or for less with --cpus and --gpus."
+    fix = "Add nodes, ask for fewer replicas or routers, or for less with --cpus and --gpus."
 
     def __init__(self, replicas: int, missing: dict[str, tuple[float, float]]) -> None:
         told = ", ".join(

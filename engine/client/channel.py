@@ -44,7 +44,7 @@ R = TypeVar("R", bound=_Reply)
 
 
 def service_config(retries: int) -> str:
-    """The gRPC service config: try again when UNAVAILABLE, up to `retries` times, and less so when the server is down.
+    """The gRPC service config: try again when the server goes away, up to `retries` times, and less so when the server is down.
 
     gRPC itself keeps the promise that no call is repeated once the server has begun to answer.
     """
@@ -62,7 +62,8 @@ def service_config(retries: int) -> str:
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # CANCELLED is what gRPC's servers make of a call that crosses with their goodbye (GOAWAY).
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]

@@ -37,7 +37,8 @@ def up(config: Path | None, **flags: Any) -> None:
 
     Without --ray it starts Ray on this machine and stays until Ctrl-C. With
     --ray it returns when all is up. Running it again with other settings
-    replaces what runs: callers may be refused for a moment.
+    replaces what they change, new before old where there is room; clients of
+    ours notice nothing. Other numbers restart nothing.
     """
     engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
     spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
@@ -92,7 +93,7 @@ def scale(
     name: Name = "loraplex",
     ray: RayAddress = "auto",
 ) -> None:
-    """Have more or fewer engines. Ray may replace those that stay, too; what they have begun is finished first."""
+    """Have more or fewer engines. Those that stay are left alone; those that go finish what they have begun."""
     with _fleet(name, ray) as (fleet, get):
         from engine.cluster.ray.local import check_resources
 

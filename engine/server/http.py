@@ -63,12 +63,14 @@ class SidePort:
         self._checks = {"/healthz": alive, "/readyz": ready}
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
+        self._leaving = False
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port, which matters when 0 was asked for. Raises AddressInUse."""
+    async def start(self, host: str, port: int, *, share: bool = False) -> int:
+        """Listen, with `share` beside others; returns the port, which matters when 0 was asked for. Raises AddressInUse."""
         app = web.Application(middlewares=(self._note, *(self._site.middlewares if self._site else ())))
         if self._site:
             app.add_routes(self._site.routes())
+        app.on_response_prepare.append(self._say_goodbye)
         app.router.add_get("/metrics", self._metrics_page)
         for path in self._checks:
             app.router.add_get(path, self._check)
@@ -84,7 +86,7 @@ class SidePort:
         loop = asyncio.get_running_loop()
         try:
             self._listening = await loop.create_server(
-                self._connection, host, port, ssl=context, reuse_port=False, backlog=_BACKLOG,
+                self._connection, host, port, ssl=context, reuse_port=share, backlog=_BACKLOG,
                 ssl_handshake_timeout=_HANDSHAKE_S if context else None,
             )  # fmt: skip
         except OSError as error:
@@ -106,10 +108,15 @@ class SidePort:
         if protocol.transport is not None:
             protocol.transport.abort()
 
-    async def stop(self) -> None:
-        """Close the port."""
+    def leave(self) -> None:
+        """Take no new connections, and let those that are there end with their next answer."""
+        self._leaving = True
         if self._listening:
             self._listening.close()
+
+    async def stop(self) -> None:
+        """Close the port."""
+        self.leave()
         for timer in self._silent.values():
             timer.cancel()
         self._silent.clear()
@@ -123,6 +130,11 @@ class SidePort:
             timer.cancel()
         answer: web.StreamResponse = await handler(request)
         return answer
+
+    async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
+        if self._leaving:
+            response.headers["Connection"] = "close"
+            response.force_close()
 
     async def _metrics_page(self, request: web.Request) -> web.Response:
         try:

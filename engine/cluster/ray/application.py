@@ -8,9 +8,12 @@ is what `loraplex cluster up` does, and what KubeRay's RayService names as `impo
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import tempfile
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,21 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.fleet.watcher import to_report
-from engine.cluster.ray.children import Child, ServerChild, free_port
+from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own_folder
 from engine.cluster.ray.fleet import HEARTBEAT_S, NAMESPACE, Fleet, actor_name
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
 from engine.cluster.routing.warming import to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
 _START_S = 600.0
+_ROUTER_START_S = 60.0
+_KNOWN_S = 2.0  # after its first heartbeat every router has heard of a replica
+# What each kind is told, and so is: other settings may change without restarting it.
+_ENGINES = ("name", "model", "registry", "cache", "engine", "cpus", "gpus", "allow_remote")
 _ROUTERS = ("name", "host", "port", "http_port", "allow_remote", "router")
-_NUMBERS = {"replicas", "max_replicas", "routers", "ray", "object_store_mib"}
 _SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
+_ROOM_S = 2.0  # for Ray to find a place
+_AT_ONCE_PERCENT = 20  # of the engines, rounded up, that are replaced at once
 
 
 class EngineReplica:
@@ -44,14 +52,14 @@ class EngineReplica:
         self._fleet = fleet_of(self._spec)
         host = _own_address() if self._spec.allow_remote else "127.0.0.1"
         settings = engine_settings(self._spec, host, free_port(host))
-        # Nobody else's, and there after a restart.
-        settings["cache"] = str(Path(settings["cache"]) / f"engine-{_rank()}")
         self._drain_s = settings["drain_s"]
-        self._child = ServerChild(settings, self._folder)
+        with own_folder(Path(settings["cache"])) as (cache, lock):
+            self._child = ServerChild(settings | {"cache": str(cache)}, self._folder, keeps=(lock,))
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
         await self._warm()
         self._drained = False
         self._task = asyncio.create_task(self._beat())
+        await asyncio.sleep(_KNOWN_S)  # Ray drains an old one as soon as this returns
 
     async def _warm(self) -> None:
         """Load what will be asked for here, before anybody knows of this replica."""
@@ -112,8 +120,9 @@ class Router:
         self._write(await fleet_of(self._spec).addresses.remote() or [])
         settings = router_settings(self._spec, self._file)
         self._drain_s = settings["drain_s"]
-        self._child = Child("router", settings, self._folder)
+        self._child = RouterChild(settings, self._folder)
         self._task = asyncio.create_task(self._follow())
+        await asyncio.to_thread(self._child.wait_ready, _ROUTER_START_S)
 
     async def _follow(self) -> None:
         while True:
@@ -137,9 +146,9 @@ class Router:
         self._child.check()
 
     async def __del__(self) -> None:
-        """Finish what runs."""
-        self._task.cancel()
+        """Leave the port to the successor, and finish what runs: until then it has to know where the replicas are."""
         await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
+        self._task.cancel()
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -148,31 +157,63 @@ def build(args: dict[str, Any]) -> Any:
     Raises BadConfiguration.
     """
     spec = load(ClusterSettings, **args)
-    start_fleet(spec).remember.remote(spec.model_dump(mode="json"))
-    # What each is told: how many there are is not part of it, nor are the engines' settings part of the routers'.
-    plain = spec.model_dump(mode="json", exclude=_NUMBERS)
-    routing = {name: plain[name] for name in _ROUTERS}
+    # Else an engine's share of this machine, and so each engine, would change with their number.
+    spec = spec.model_copy(update={"cpus": spec.engine_cpus})
+    everything = spec.model_dump(mode="json")
+    fleet: Any = start_fleet(spec)
+    get: Any = ray.get
+    more = max(0, spec.replicas - get(fleet.spec.remote())["replicas"])
+    fleet.remember.remote(everything)
+    plain, routing = ({name: everything[name] for name in names} for names in (_ENGINES, _ROUTERS))
     deployment: Any = serve.deployment
-    engines = deployment(
-        EngineReplica,
-        name="EngineReplica",
-        ray_actor_options={"num_cpus": spec.engine_cpus, "num_gpus": spec.gpus},
-        max_ongoing_requests=1000,
-        health_check_period_s=2,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=engine_settings(spec, "127.0.0.1", 1)["drain_s"] + 2 * _SLOW_S,
-        **_numbers(spec),
+    engines = _of_version(
+        deployment(
+            EngineReplica,
+            name="EngineReplica",
+            ray_actor_options={"num_cpus": spec.engine_cpus, "num_gpus": spec.gpus},
+            max_ongoing_requests=1000,
+            health_check_period_s=2,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=engine_settings(spec, "127.0.0.1", 1)["drain_s"] + 2 * _SLOW_S,
+            # New before old where there is room; Ray would wait for it for ever.
+            max_surge_percent=_AT_ONCE_PERCENT if _has_room(spec, more + 1) else 0,
+            **_numbers(spec),
+        ),
+        plain,
     ).bind(plain)
-    routers = deployment(
-        Router,
-        name="Router",
-        num_replicas=spec.routers,
-        max_replicas_per_node=1,
-        ray_actor_options={"num_cpus": 0},
-        health_check_period_s=2,
-        graceful_shutdown_timeout_s=60,
-    )
-    return routers.bind(routing, engines)
+    return _of_version(
+        deployment(
+            Router,
+            name="Router",
+            num_replicas=spec.routers,
+            max_replicas_per_node=2,  # a router and the one that takes its place
+            max_surge_percent=100,
+            ray_actor_options={"num_cpus": 0},
+            health_check_period_s=2,
+            graceful_shutdown_timeout_s=router_settings(spec, Path())["drain_s"] + 2 * _SLOW_S,
+        ),
+        routing,
+    ).bind(routing, engines)
+
+
+def _of_version(deployment: Any, told: dict[str, Any]) -> Any:
+    """The deployment, replaced by Ray only if this software or what it is told differs from what runs.
+
+    Without a version of ours `serve.run` takes a random one, and replaces everything (ray/serve/_private/client.py,
+    deploy_applications). The public `options` refuses one since Ray 2.60; this is how Serve itself gives one.
+    """
+    what = json.dumps([metadata.version("loraplex"), told], sort_keys=True)
+    return deployment.options(version=hashlib.sha256(what.encode()).hexdigest()[:16], _internal=True)
+
+
+def _has_room(spec: ClusterSettings, engines: int) -> bool:
+    """Whether Ray finds places for so many more engines now, by asking it for them."""
+    wanted = {"CPU": spec.engine_cpus, "GPU": float(spec.gpus)}
+    group = ray.util.placement_group([{name: amount for name, amount in wanted.items() if amount}] * engines)
+    try:
+        return bool(group.wait(_ROOM_S))
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def _numbers(spec: ClusterSettings) -> dict[str, Any]:
@@ -216,15 +257,9 @@ def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
     """Settings of one router. Raises BadConfiguration."""
     given: dict[str, Any] = {
         "fleet": file, "name": spec.name, "host": spec.host, "port": spec.port, "http_port": spec.http_port,
-        "allow_remote": spec.allow_remote, "log_format": "json",
+        "allow_remote": spec.allow_remote, "share_port": True, "log_format": "json",
     }  # fmt: skip
     return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
-
-
-def _rank() -> int:
-    """The number that Ray gave this replica: the smallest that no other one has."""
-    rank: Any = serve.get_replica_context().rank
-    return int(getattr(rank, "rank", rank))
 
 
 def _own_address() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import signal
@@ -9,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import yaml
 import engine
 from engine.api.loraplex.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, engine_pb2_grpc
 from engine.client.credentials import Credentials
+from engine.cluster.router.workers import NOTIFY_SOCKET
 from engine.server.app import END_WITH_PARENT
 
 _LOOK_S = 0.2
@@ -36,19 +39,27 @@ class ChildDied(RuntimeError):
 class Child:
     """`python -m engine.cli COMMAND --config ...`, with the settings that are given; it drains when its parent dies."""
 
-    def __init__(self, command: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self,
+        command: str,
+        settings: Mapping[str, Any],
+        folder: Path,
+        keeps: Sequence[int] = (),
+        environment: Mapping[str, str] = {},
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / f"{command}.yaml"
         config.write_text(yaml.safe_dump({name: _plain(value) for name, value in settings.items()}))
         self._log = folder / f"{command}.log"
-        environment = os.environ | {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
+        parent = {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "engine.cli", command, "--config", str(config)],
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=os.environ | parent | dict(environment),
                 start_new_session=True,
+                pass_fds=keeps,
             )
 
     def check(self) -> None:
@@ -74,11 +85,35 @@ class Child:
         self.process.wait(10)
 
 
+class RouterChild(Child):
+    """`loraplex router`, whose processes tell when they take calls: at its port another router may be answering."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        address = str(folder / "ready")
+        self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._told.bind(address)
+        self._awaited = int(settings["workers"])
+        super().__init__("router", settings, folder, environment={NOTIFY_SOCKET: address})
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when all its processes take calls. Raises ChildDied, TimeoutError."""
+        until = time.monotonic() + timeout_s
+        self._told.settimeout(_LOOK_S)
+        with self._told:
+            while self._awaited and time.monotonic() < until:
+                self.check()
+                with suppress(TimeoutError):
+                    self._told.recv(64)
+                    self._awaited -= 1
+        if self._awaited:
+            raise TimeoutError(f"not ready within {timeout_s:.0f} s")
+
+
 class ServerChild(Child):
     """`loraplex serve`, and calls to it. They block: an actor makes them in a thread."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
-        super().__init__("serve", settings, folder)
+    def __init__(self, settings: Mapping[str, Any], folder: Path, keeps: Sequence[int] = ()) -> None:
+        super().__init__("serve", settings, folder, keeps)
         self.address = f"{settings['host']}:{settings['port']}"
         known_by = Credentials.from_environment()  # of this node, if its servers ask who calls
         tls = known_by.channel()
@@ -145,6 +180,28 @@ def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def own_folder(root: Path) -> Iterator[tuple[Path, int]]:
+    """The first folder in `root` that no other process has, and a lock on it: it lasts while anyone keeps that open.
+
+    Ray numbers its replicas, too, but gives them new numbers after a change rolled, and knows nothing of who still drains.
+    """
+    for number in itertools.count():
+        folder = root / f"engine-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        try:
+            yield folder, lock
+        finally:
+            os.close(lock)
+        return
 
 
 def _plain(value: Any) -> Any:

@@ -50,7 +50,9 @@ def connected(spec: ClusterSettings) -> Iterator[Any]:
 
 def check_resources(spec: ClusterSettings, resources: dict[str, float]) -> None:
     """Raise NotEnoughResources saying what is missing, if the cluster has too little for `spec`."""
-    wanted = {"CPU": spec.engine_cpus * spec.replicas, "GPU": float(spec.gpus * spec.replicas)}
+    nodes = sum(name.startswith("node:") and not name.endswith("__") for name in resources)
+    wanted = {"CPU": spec.engine_cpus * spec.replicas, "GPU": float(spec.gpus * spec.replicas), "node": spec.routers}
+    resources = resources | {"node": max(1.0, nodes)}  # a router each: a second place there is its successor's
     missing = {
         name: (amount, resources.get(name, 0.0)) for name, amount in wanted.items() if amount > resources.get(name, 0.0)
     }

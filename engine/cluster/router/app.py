@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import structlog
@@ -13,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2_grpc
 from engine.cluster.fleet import Access, Fleet, Source
+from engine.cluster.router import ports
 from engine.cluster.router.adapters import AdapterFanOut
 from engine.cluster.router.generation import GenerationForwarder
 from engine.cluster.router.metrics import RouterMetrics
@@ -26,6 +30,8 @@ from engine.server.tracing import tracing_of
 from engine.server.web.site import Site
 
 log = structlog.get_logger(__name__)
+
+_GOODBYE_S = 3.0  # for those who keep an HTTP connection to hear with their next answer that it ends
 
 
 class RouterApp:
@@ -49,19 +55,22 @@ class RouterApp:
         self._telling: asyncio.Task[None] | None = None
         self._following: asyncio.Task[NoReturn] | None = None
         self._draining = False
+        self._claims: list[socket.socket] = []
 
     async def start(self) -> None:
         """Return when the router answers. Raises AddressInUse."""
         settings = self.settings
         self._server = self._make_server()
-        address = f"{settings.host}:{settings.port}"
-        self.port = listen(self._server, address, self.tls)
         self.metrics.watch(self.fleet)
+        if settings.share_port:
+            self._claims = [ports.claim(port, settings.name) for port in (settings.port, settings.http_port) if port]
         await self.fleet.start()
         await self._tell()
-        self.http_port = await self.side_port.start(settings.host, settings.http_port)
-        await self._server.start()
         self.boundary.ready = True
+        self.http_port = await self.side_port.start(settings.host, settings.http_port, share=settings.share_port)
+        # Last: from the moment that it listens, callers of a router that it takes the place of may be sent here.
+        self.port = listen(self._server, f"{settings.host}:{settings.port}", self.tls)
+        await self._server.start()
         if self.tls:
             self._following = asyncio.create_task(self.tls.follow())
         if settings.unprotected:
@@ -75,10 +84,13 @@ class RouterApp:
 
     async def stop(self) -> None:
         """Take no new calls, let those under way end, `drain_s` at most, and close everything."""
+        until = time.monotonic() + self.settings.drain_s
         self._draining = True
         await self._tell()
         if self._server:
-            await self._server.stop(grace=self.settings.drain_s)
+            if self.settings.share_port:
+                await self._hand_over()
+            await self._server.stop(grace=max(0.0, until - time.monotonic()))
         for task in (self._telling, self._following):
             if task:
                 task.cancel()
@@ -86,12 +98,23 @@ class RouterApp:
         await self.fleet.stop()
         if self.tracing:
             await self.tracing.close()
+        for claim in self._claims:
+            claim.close()
         log.info("stopped")
+
+    async def _hand_over(self) -> None:
+        """Leave the ports to the others who listen there; gRPC's clients are sent to them when the server stops."""
+        await ports.turn_away(self.port, self.http_port)
+        ports.close(self.port)
+        self.side_port.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_GOODBYE_S, self.settings.drain_s)):
+                await ports.until_left(self.http_port)
 
     def _make_server(self) -> aio.Server:
         settings = self.settings
         options: list[tuple[str, Any]] = [
-            ("grpc.so_reuseport", int(settings.workers > 1)),
+            ("grpc.so_reuseport", int(settings.workers > 1 or settings.share_port)),
             ("grpc.max_receive_message_length", settings.max_message_mib * MEBIBYTE),
             ("grpc.max_send_message_length", -1),
             *CONNECTIONS,

@@ -6,6 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
+from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 
 import structlog
@@ -21,6 +23,7 @@ from engine.server.app import END_WITH_PARENT, set_with_parent
 log = structlog.get_logger(__name__)
 
 DNS = "dns:"
+NOTIFY_SOCKET = "NOTIFY_SOCKET"  # environment: a datagram socket that hears of each process that is ready
 _LOOK_S = 0.2  # between looks at the workers
 
 
@@ -53,10 +56,18 @@ async def serve(settings: RouterSettings) -> None:
     watching = asyncio.create_task(set_with_parent(stopping))
     try:
         await app.start()
+        _tell_ready()
         await stopping.wait()
     finally:
         watching.cancel()
         await app.stop()
+
+
+def _tell_ready() -> None:
+    """Tell whoever started this process, if they asked for it, that it takes calls: as systemd has it."""
+    if address := os.environ.get(NOTIFY_SOCKET):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, suppress(OSError):
+            told.sendto(b"READY=1", address)
 
 
 def _work(settings: RouterSettings) -> None:

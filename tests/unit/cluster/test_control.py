@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.api.loraplex.v1 import engine_pb2
+from engine.cluster.ray.children import own_folder
 from engine.cluster.ray.fleet import Fleet
 from engine.cluster.ray.local import check_resources
 from engine.cluster.ray.scaling import Targets, desired
@@ -121,6 +124,10 @@ def test_a_cluster_that_is_too_small() -> None:
     with pytest.raises(NotEnoughResources, match="4 replicas need 8 GPUs, there are 2"):
         check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 2})
     check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 8})
+    nodes = {"CPU": 16, "node:10.0.0.1": 1, "node:10.0.0.2": 1, "node:__internal_head__": 1}
+    check_resources(ClusterSettings(routers=2), nodes)
+    with pytest.raises(NotEnoughResources, match="need 3 nodes, there are 2"):
+        check_resources(ClusterSettings(routers=3), nodes)
 
 
 @pytest.mark.parametrize(
@@ -165,3 +172,16 @@ def test_status_points_out_different_software_versions() -> None:
     assert not cluster._mixed(rows[::2])
     engines[0].load.restarting = engines[0].load.dead = True
     assert cluster._row("a:0", engines[0])["state"] == "dead"
+
+
+def test_engines_share_no_folder(tmp_path: Path) -> None:
+    """Each takes the first that is free; one that ended has left its copies to the next."""
+    with own_folder(tmp_path) as (first, lock):
+        kept = os.dup(lock)  # as its server keeps it
+        with own_folder(tmp_path) as (second, _):
+            assert (first.name, second.name) == ("engine-0", "engine-1")
+    with own_folder(tmp_path) as (third, _):
+        assert third == second
+    os.close(kept)
+    with own_folder(tmp_path) as (fourth, _):
+        assert fourth == first

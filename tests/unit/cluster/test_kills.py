@@ -6,8 +6,6 @@ import asyncio
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,23 +17,7 @@ from engine.client import AsyncClient
 from engine.client.testing import write_adapter, write_base
 from loadtest.bench.child import free_port
 from tests.unit.cluster.load import NAMES, Load
-
-
-class Process:
-    """A process that can be killed and started again; it listens on one port."""
-
-    def __init__(self, *command: str) -> None:
-        self._command = command
-        self.start()
-
-    def start(self) -> None:
-        """Start it (again)."""
-        self.process = subprocess.Popen([sys.executable, "-m", *self._command], start_new_session=True)
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it, by default without a chance to say anything."""
-        self.process.send_signal(number)
-        self.process.wait(10)
+from tests.unit.cluster.process import Process
 
 
 @contextmanager
