@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, RequestError
 from engine.client.testing import write_base
 from engine.cluster.ray.children import RouterChild
 from engine.cluster.router import ports
@@ -38,6 +39,8 @@ async def _connecting(target: str, counts: Counter[str], going: asyncio.Event) -
             try:
                 await client.generate(prompt="hello", max_tokens=1)
                 counts["connected"] += 1
+            except RequestError as error:  # it crossed with the goodbye; with a second try it would not have noticed
+                counts["crossed" if error.code is grpc.StatusCode.CANCELLED else repr(error)] += 1
             except Exception as error:  # noqa: BLE001 - every failure counts
                 counts[repr(error)] += 1
 
@@ -88,7 +91,8 @@ async def test_a_router_takes_anothers_place(tmp_path: Path) -> None:
         current.stop(0)
         process.kill()
     assert not callers.wrong
-    assert set(counts) == {"connected", "http 200"}
+    assert set(counts) <= {"connected", "crossed", "http 200"}
+    assert counts["crossed"] <= 2 * 3  # no more than were on their way at the three goodbyes
     assert callers.answered > 100
     assert counts["connected"] > 20
 
