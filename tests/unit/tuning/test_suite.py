@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.client import AsyncClient
 from engine.errors import InvalidRequirement, InvalidRows
-from engine.tuning.evaluation import Answer, summary
+from engine.tuning.evaluation import Answer, Options, evaluate, summary
 from engine.tuning.requirement import failures, parse
 from engine.tuning.suite import Suite, read_suite
 
@@ -36,6 +38,8 @@ def suite(tmp_path: Path, *rows: Any) -> Suite:
         ({"prompt": "x", "regex": "("}, "regex cannot be read"),
         ({"prompt": "x", "contains": 3}, "neither a text nor a list"),
         ({"prompt": "x", "json_schema": {"type": "thing"}}, "no JSON Schema"),
+        ({"prompt": "x", "json_schema": {"items": {"$ref": "#/$defs/gone"}}}, "refers to '#/$defs/gone'"),
+        ({"prompt": "x", "json_schema": {"$ref": "http://127.0.0.1:9/other.json"}}, "which is not in it"),
     ],
 )
 def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
@@ -55,6 +59,7 @@ def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str)
         ({"regex": "^[A-Z]{3}$"}, "ABC", "ABCD"),
         ({"json_schema": SCHEMA}, '{"city": "Graz"}', '{"town": "Graz"}'),
         ({"json_schema": SCHEMA}, '{"city": 1}', "city"),
+        ({"json_schema": {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}}, "1", "{}"),
         ({"contains": "a", "regex": "b"}, "ab", "a"),
     ],
 )
@@ -144,3 +149,18 @@ def test_likelihoods_have_an_interval(tmp_path: Path) -> None:
     loglik = summary(found, answers)["loglik"]
     assert loglik["value"] == -2.0
     assert math.isclose(loglik["interval"][0], -2 - 1.96, abs_tol=0.01)
+
+
+def test_a_servers_error_ends_an_evaluation_as_itself(tmp_path: Path) -> None:
+    """Not as a group of errors, which the command line could not explain."""
+
+    class Full(AsyncClient):
+        def __init__(self) -> None:
+            pass
+
+        async def generate(self, *_: Any, **__: Any) -> Any:
+            raise ConnectionError("full")
+
+    found = suite(tmp_path, {"prompt": "x", "completion": "y"}, {"prompt": "z", "completion": "y"})
+    with pytest.raises(ConnectionError, match="full"):
+        asyncio.run(evaluate(Full(), found, ["base"], Options(), lambda: None))
