@@ -73,6 +73,8 @@ async def evaluate(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
         "engine": served.engine,
+        "max_tokens": options.max_tokens,
+        "stop": list(options.stop),
         "seconds": round(seconds, 2),
         "results": {name: summary(suite, answers[name]) for name in who},
     }

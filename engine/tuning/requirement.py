@@ -67,11 +67,21 @@ def failures(
     current: str,
     records: Sequence[dict[str, Any]],
     others: Sequence[dict[str, Any]],
+    base: str,
 ) -> list[str]:
-    """What is not met by the latest of a version's `records`, each with the numbers; `others` are the current version's."""
+    """What is not met by the latest of a version's `records`, each with the numbers; `others` are the current version's.
+
+    Only what was measured on the base with the fingerprint `base` counts: it names the weights and their precision.
+    """
     if not records:
         return [f"{ref} has no evaluation: loraplex eval {ref} SUITE.jsonl"]
-    latest = records[-1]
+    counted = [record for record in records if record["base"]["fingerprint"] == base]
+    if not counted:
+        other = records[-1]["base"]
+        return [f"{ref} was evaluated on another base only ({other['name']}, {other['precision']}): "
+                f"loraplex eval {ref} SUITE.jsonl, on its own"]  # fmt: skip
+    others = [record for record in others if record["base"]["fingerprint"] == base]
+    latest = counted[-1]
     own = latest["results"][ref]
     found = []
     for condition in conditions:

@@ -113,7 +113,8 @@ def record(suite_digest: str = "sha256:a", **accuracies: float) -> dict[str, Any
         name if name == "base" else f"support@{name}": {"accuracy": {"value": value, "interval": [0, 1], "rows": 9}}
         for name, value in accuracies.items()
     }
-    return {"suite": "s.jsonl", "suite_digest": suite_digest, "results": entries}
+    base = {"name": "tiny", "fingerprint": "sha256:base", "precision": "bfloat16"}
+    return {"suite": "s.jsonl", "suite_digest": suite_digest, "base": base, "results": entries}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_requirements_are_judged_by_the_latest_evaluation(
     text: str, records: list[dict[str, Any]], others: list[dict[str, Any]], said: str | None
 ) -> None:
     """What is not met is told with its numbers; what was never measured is not met."""
-    found = failures(parse(text), "support@v2", "support@v1", records, others)
+    found = failures(parse(text), "support@v2", "support@v1", records, others, "sha256:base")
     assert (found == []) == (said is None)
     assert said is None or said in found[0]
 
@@ -164,3 +165,9 @@ def test_a_servers_error_ends_an_evaluation_as_itself(tmp_path: Path) -> None:
     found = suite(tmp_path, {"prompt": "x", "completion": "y"}, {"prompt": "z", "completion": "y"})
     with pytest.raises(ConnectionError, match="full"):
         asyncio.run(evaluate(Full(), found, ["base"], Options(), lambda: None))
+
+
+def test_a_score_taken_on_another_base_does_not_count() -> None:
+    """However good: another base or precision is another model."""
+    (found,) = failures(parse("accuracy>=0.5"), "support@v2", "", [record(v2=1.0)], [], "sha256:other")
+    assert "evaluated on another base only (tiny, bfloat16)" in found
