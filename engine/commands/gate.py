@@ -32,7 +32,8 @@ async def check_requirement(backend: Backend, version: pb.AdapterVersion, condit
     ref = f"{version.name}@{version.version}"
     records = await backend.evaluations(version.name, version.version)
     others = await backend.evaluations(version.name, current) if current else []
-    found = failures(conditions, ref, f"{version.name}@{current}" if current else "", records, others)
+    than = f"{version.name}@{current}" if current else ""
+    found = failures(conditions, ref, than, records, others, version.base_fingerprint)
     if found:
         raise RequirementNotMet(ref, found)
     return current

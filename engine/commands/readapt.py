@@ -121,7 +121,8 @@ def _readapt(version: Fetched, new_base: Path, places: list[Path], runs: Path, r
     verdicts = [rebase.on_held_out(version.run, run)]
     verdicts += rebase.on_suites(new_base, folder.adapter, version.ref, records, found)
     good = all(verdict.good for verdict in verdicts)
-    published = asyncio.run(_publish(folder.adapter, recipe.name, new_base, registry, version.ref)) if good else None
+    name = version.ref.partition("@")[0]  # the recipe may be called otherwise
+    published = asyncio.run(_publish(folder.adapter, name, new_base, registry, version.ref)) if good else None
     return {"ref": version.ref, "published": published, "folder": str(folder.path),
             "verdicts": [_told(verdict) for verdict in verdicts]}  # fmt: skip
 

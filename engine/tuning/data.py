@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def _file_text(source: str) -> str:
     except ImportError as error:
         fix = f"pip install {error.name or 's3fs'}, or copy the file here."
         raise InvalidRecipe("data", f"{source} needs a package that is not installed: {error}", fix=fix) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # the latter two: a compressed file that is damaged
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InvalidRecipe("data", f"cannot read {source}: {reason}", fix="Correct the path or URL.") from error
 

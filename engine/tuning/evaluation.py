@@ -56,8 +56,11 @@ async def evaluate(
 
     # Rows first, so that neighbouring requests are for different adapters.
     work = [(name, case) for case in suite.cases for name in who]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(name, case)) for name, case in work]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name, case)) for name, case in work]
+    except ExceptionGroup as errors:  # the first ended the others; a caller knows errors, not groups of them
+        raise errors.exceptions[0] from None
     answers: dict[str, list[Answer]] = {name: [] for name in who}
     for (name, _), task in zip(work, tasks, strict=True):
         answers[name].append(task.result())
@@ -70,6 +73,8 @@ async def evaluate(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
         "engine": served.engine,
+        "max_tokens": options.max_tokens,
+        "stop": list(options.stop),
         "seconds": round(seconds, 2),
         "results": {name: summary(suite, answers[name]) for name in who},
     }

@@ -61,17 +61,32 @@ def _metric(text: str, name: str) -> str:
     return name
 
 
+def _base(record: dict[str, Any]) -> dict[str, str]:
+    """What an evaluation was run on; records may come from anywhere."""
+    found = record.get("base")
+    return found if isinstance(found, dict) else {}
+
+
 def failures(
     conditions: Sequence[Condition],
     ref: str,
     current: str,
     records: Sequence[dict[str, Any]],
     others: Sequence[dict[str, Any]],
+    base: str,
 ) -> list[str]:
-    """What is not met by the latest of a version's `records`, each with the numbers; `others` are the current version's."""
+    """What is not met by the latest of a version's `records`, each with the numbers; `others` are the current version's.
+
+    Only what was measured on the base with the fingerprint `base` counts: it names the weights and their precision.
+    """
     if not records:
         return [f"{ref} has no evaluation: loraplex eval {ref} SUITE.jsonl"]
-    latest = records[-1]
+    counted, others = ([one for one in some if _base(one).get("fingerprint") == base] for some in (records, others))
+    if not counted:
+        other = _base(records[-1])
+        named = f"{other.get('name', 'unknown')}, {other.get('precision', 'unknown')}"
+        return [f"{ref} was evaluated on another base only ({named}): loraplex eval {ref} SUITE.jsonl, on its own"]
+    latest = counted[-1]
     own = latest["results"][ref]
     found = []
     for condition in conditions:

@@ -152,6 +152,27 @@ def _check_schema(schema: Any) -> None:
         validator_for(schema).check_schema(schema)
     except (SchemaError, TypeError, AttributeError, RecursionError) as error:
         raise BadRow(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
+    if isinstance(schema, dict):
+        _check_references(schema)
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Follow each reference now: one that leads nowhere would raise only when answers are there to check."""
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    top = Resource.from_contents(schema, default_specification=DRAFT202012)
+    open_ones = [(top, REGISTRY.with_resource(top.id() or "", top).resolver(top.id() or ""))]
+    while open_ones:
+        part, resolver = open_ones.pop()
+        if isinstance(part.contents, dict) and isinstance(reference := part.contents.get("$ref"), str):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                raise BadRow(f"json_schema refers to {reference!r}, which is not in it") from None
+        open_ones += [(inner, resolver.in_subresource(inner)) for inner in part.subresources()]
 
 
 def normal(text: str) -> str:

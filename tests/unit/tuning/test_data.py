@@ -153,3 +153,13 @@ def test_a_row_without_room_for_its_answer_is_refused_and_a_cut_one_is_known(tok
     with pytest.raises(InvalidRows, match="the answer is cut off") as caught:
         encode_rows([whole, Row(5, "1234567", "8")], tokenizer, 6, "rows")
     assert [number for number, _ in caught.value.rows] == [5]
+
+
+def test_a_compressed_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    """As any file that cannot be read."""
+    import gzip
+
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "b"}' * 50)[:-12])
+    with pytest.raises(InvalidRecipe, match="cannot read"):
+        read_rows(str(file))

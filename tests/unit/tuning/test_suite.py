@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.client import AsyncClient
 from engine.errors import InvalidRequirement, InvalidRows
-from engine.tuning.evaluation import Answer, summary
+from engine.tuning.evaluation import Answer, Options, evaluate, summary
 from engine.tuning.requirement import failures, parse
 from engine.tuning.suite import Suite, read_suite
 
@@ -36,6 +38,8 @@ def suite(tmp_path: Path, *rows: Any) -> Suite:
         ({"prompt": "x", "regex": "("}, "regex cannot be read"),
         ({"prompt": "x", "contains": 3}, "neither a text nor a list"),
         ({"prompt": "x", "json_schema": {"type": "thing"}}, "no JSON Schema"),
+        ({"prompt": "x", "json_schema": {"items": {"$ref": "#/$defs/gone"}}}, "refers to '#/$defs/gone'"),
+        ({"prompt": "x", "json_schema": {"$ref": "http://127.0.0.1:9/other.json"}}, "which is not in it"),
     ],
 )
 def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
@@ -55,6 +59,7 @@ def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str)
         ({"regex": "^[A-Z]{3}$"}, "ABC", "ABCD"),
         ({"json_schema": SCHEMA}, '{"city": "Graz"}', '{"town": "Graz"}'),
         ({"json_schema": SCHEMA}, '{"city": 1}', "city"),
+        ({"json_schema": {"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}}, "1", "{}"),
         ({"contains": "a", "regex": "b"}, "ab", "a"),
     ],
 )
@@ -108,7 +113,8 @@ def record(suite_digest: str = "sha256:a", **accuracies: float) -> dict[str, Any
         name if name == "base" else f"support@{name}": {"accuracy": {"value": value, "interval": [0, 1], "rows": 9}}
         for name, value in accuracies.items()
     }
-    return {"suite": "s.jsonl", "suite_digest": suite_digest, "results": entries}
+    base = {"name": "tiny", "fingerprint": "sha256:base", "precision": "bfloat16"}
+    return {"suite": "s.jsonl", "suite_digest": suite_digest, "base": base, "results": entries}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_requirements_are_judged_by_the_latest_evaluation(
     text: str, records: list[dict[str, Any]], others: list[dict[str, Any]], said: str | None
 ) -> None:
     """What is not met is told with its numbers; what was never measured is not met."""
-    found = failures(parse(text), "support@v2", "support@v1", records, others)
+    found = failures(parse(text), "support@v2", "support@v1", records, others, "sha256:base")
     assert (found == []) == (said is None)
     assert said is None or said in found[0]
 
@@ -144,3 +150,24 @@ def test_likelihoods_have_an_interval(tmp_path: Path) -> None:
     loglik = summary(found, answers)["loglik"]
     assert loglik["value"] == -2.0
     assert math.isclose(loglik["interval"][0], -2 - 1.96, abs_tol=0.01)
+
+
+def test_a_servers_error_ends_an_evaluation_as_itself(tmp_path: Path) -> None:
+    """Not as a group of errors, which the command line could not explain."""
+
+    class Full(AsyncClient):
+        def __init__(self) -> None:
+            pass
+
+        async def generate(self, *_: Any, **__: Any) -> Any:
+            raise ConnectionError("full")
+
+    found = suite(tmp_path, {"prompt": "x", "completion": "y"}, {"prompt": "z", "completion": "y"})
+    with pytest.raises(ConnectionError, match="full"):
+        asyncio.run(evaluate(Full(), found, ["base"], Options(), lambda: None))
+
+
+def test_a_score_taken_on_another_base_does_not_count() -> None:
+    """However good: another base or precision is another model."""
+    (found,) = failures(parse("accuracy>=0.5"), "support@v2", "", [record(v2=1.0)], [], "sha256:other")
+    assert "evaluated on another base only (tiny, bfloat16)" in found
