@@ -55,7 +55,11 @@ def combine(
 
 
 def _save(model: Any, base: Path, out: Path) -> None:
-    model.peft_config["combined"].base_model_name_or_path = base.resolve().name
+    config = model.peft_config["combined"]
+    config.base_model_name_or_path = base.resolve().name
+    config.use_rslora = (
+        False  # the parts' scales are in the weights now: PEFT sets alpha to r and keeps the first one's flag
+    )
     scratch = out.with_name(out.name + ".partial")
     model.save_pretrained(str(scratch), selected_adapters=["combined"], save_embedding_layers=False)
     (scratch / "README.md").unlink(missing_ok=True)

@@ -62,6 +62,7 @@ def read_rows(source: str) -> Rows:
 
 
 def _file_text(source: str) -> str:
+    import aiohttp
     import fsspec
 
     try:
@@ -72,7 +73,8 @@ def _file_text(source: str) -> str:
     except ImportError as error:
         fix = f"pip install {error.name or 's3fs'}, or copy the file here."
         raise InvalidRecipe("data", f"{source} needs a package that is not installed: {error}", fix=fix) from error
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # the latter two: a compressed file that is damaged
+    # EOFError and zlib's: a compressed file that is damaged; aiohttp's: a server that refuses.
+    except (OSError, ValueError, EOFError, zlib.error, aiohttp.ClientError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InvalidRecipe("data", f"cannot read {source}: {reason}", fix="Correct the path or URL.") from error
 

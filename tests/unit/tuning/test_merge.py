@@ -188,6 +188,18 @@ def test_several_adapters_become_one(tmp_path: Path, base: Path, method: str) ->
     assert float(both.of(module).norm()) > 0
 
 
+def test_rank_stabilised_adapters_keep_their_strength(tmp_path: Path, base: Path) -> None:
+    """Their scale, alpha by the root of r, is not applied a second time."""
+    parts = [
+        write_adapter(tmp_path / f"part{n}", base, seed=n, use_rslora=rslora) for n, rslora in ((1, True), (2, False))
+    ]
+    combine(base, parts, [0.5, 0.5], "cat", 0.6, tmp_path / "both")
+    both, first, second = (Deltas.read(folder) for folder in (tmp_path / "both", *parts))
+    for module in both.modules:
+        wanted = 0.5 * first.of(module) + 0.5 * second.of(module)
+        assert float((both.of(module) - wanted).norm() / wanted.norm()) < 0.02
+
+
 def test_what_cannot_be_combined_is_refused(tmp_path: Path, base: Path) -> None:
     """Different ranks where the method adds them up, an unknown method, weights that do not fit."""
     parts = [write_adapter(tmp_path / f"part{rank}", base, r=rank) for rank in (2, 4)]
