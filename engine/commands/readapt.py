@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,8 @@ from engine.commands.params import Json, RegistryUrl, whoami
 
 if TYPE_CHECKING:
     from engine.commands.fetched import Fetched
-    from engine.tuning.rebase import Verdict
+    from engine.tuning.rebase import StoredSuite, Verdict
+    from engine.tuning.recipe import Recipe
 
 _NewBase = Annotated[Path, typer.Option("--new-base", "--new", metavar="FOLDER", help="The new base model.")]
 
@@ -80,6 +82,9 @@ def readapt(
         list[Path] | None, typer.Option(metavar="FOLDER", help="Where training data and suites are; may be repeated.")
     ] = None,
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders are made.")] = Path(".loraplex/runs"),
+    held_out_only: Annotated[
+        bool, typer.Option("--held-out-only", help="Do without the suites that versions were evaluated on.")
+    ] = False,
     registry: RegistryUrl = None,
     as_json: Json = False,
 ) -> None:
@@ -93,38 +98,61 @@ def readapt(
     by its digest, so a changed file is not mistaken for it. Old and new are
     compared on the held-out rows, and on the suites that the old version was
     evaluated on. What is not as good stays in its run folder, unpublished.
+    Recipes, data and suites of all are checked before the first is trained.
     """
     from engine.commands.fetched import fetched
 
     chosen = names or [fit.ref.partition("@")[0] for fit in _fits(new_base, registry) if fit.can]
-    results = []
+    planned = []
     for name in chosen:
         with fetched([name], registry) as (version,):
-            results.append(_readapt(version, new_base, data or [Path()], runs, registry))
-    output.emit(results, as_json, lambda: _outcome(results))
+            planned.append(_plan(version, new_base, data or [Path()], registry, suites=not held_out_only))
+    results: list[dict[str, Any]] = []
+    try:
+        for one in planned:
+            results.append(_readapt(one, new_base, runs, registry))  # noqa: PERF401 - what was done is told, also after a failure
+    finally:
+        output.emit(results, as_json, lambda: _outcome(results))
 
 
-def _readapt(version: Fetched, new_base: Path, places: list[Path], runs: Path, registry: str | None) -> dict[str, Any]:
-    from engine.commands.train_view import progress
+@dataclass(frozen=True)
+class _Planned:
+    """A version that is to be trained again, with all that this needs."""
+
+    ref: str
+    run: dict[str, Any]
+    recipe: Recipe
+    suites: list[StoredSuite]
+    left_out: list[str]
+
+
+def _plan(version: Fetched, new_base: Path, places: list[Path], registry: str | None, *, suites: bool) -> _Planned:
     from engine.tuning import rebase, training
-    from engine.tuning.run_folder import RunFolder
 
-    records = asyncio.run(_records(version.ref, registry))
+    records = asyncio.run(_records(version.ref, registry)) if suites else []
     digests = [version.run.get("data", {}).get(side, "") for side in ("train", "held_out")]
     found = rebase.find_data(places, [*digests, *(record["suite_digest"] for record in records)])
     recipe = rebase.recipe_for(version.run, new_base, found, version.ref)
     training.plan(recipe)
+    return _Planned(version.ref, version.run, recipe, *rebase.stored_suites(version.ref, records, found))
+
+
+def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None) -> dict[str, Any]:
+    from engine.commands.train_view import progress
+    from engine.tuning import rebase, training
+    from engine.tuning.run_folder import RunFolder
+
     runs.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder.create(runs, recipe, version.run["recipe"])
-    with progress(f"{version.ref} on {new_base.name}") as on_event:
+    folder = RunFolder.create(runs, planned.recipe, planned.run["recipe"])
+    with progress(f"{planned.ref} on {new_base.name}") as on_event:
         run = training.run(folder, on_event)["run"]
-    verdicts = [rebase.on_held_out(version.run, run)]
-    verdicts += rebase.on_suites(new_base, folder.adapter, version.ref, records, found)
+    verdicts = [rebase.on_held_out(planned.run, run)]
+    verdicts += rebase.on_suites(new_base, folder.adapter, planned.suites)
     good = all(verdict.good for verdict in verdicts)
-    name = version.ref.partition("@")[0]  # the recipe may be called otherwise
-    published = asyncio.run(_publish(folder.adapter, name, new_base, registry, version.ref)) if good else None
-    return {"ref": version.ref, "published": published, "folder": str(folder.path),
-            "verdicts": [_told(verdict) for verdict in verdicts]}  # fmt: skip
+    name = planned.ref.partition("@")[0]  # the recipe may be called otherwise
+    published = asyncio.run(_publish(folder.adapter, name, new_base, registry, planned.ref)) if good else None
+    return {"ref": planned.ref, "published": published, "folder": str(folder.path),
+            "verdicts": [_told(verdict) for verdict in verdicts], "left_out": planned.left_out}  # fmt: skip
 
 
 def _told(verdict: Verdict) -> dict[str, Any]:
@@ -160,4 +188,7 @@ def _outcome(results: list[dict[str, Any]]) -> Iterator[RenderableType]:
             cells = (verdict["suite"], f"{verdict['old']:.1%}", f"{verdict['new']:.1%}", str(verdict["rows"]))
             made.add_row(result["ref"] if at == 0 else "", *cells, outcome if at == 0 else "")
     yield made
+    for result in results:
+        for reason in result["left_out"]:
+            yield Text(f"{result['ref']} was not compared on {reason}", "yellow")
     yield Text("published versions answer nobody until they are promoted: loraplex adapters promote", "dim")

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a source, with the SHA-256 of its bytes."""
+    """All rows of a source, with the SHA-256 of its text."""
 
     source: str
     digest: str
@@ -56,9 +56,22 @@ def read_rows(source: str) -> Rows:
     Raises InvalidRecipe when it cannot be opened, and InvalidRows naming each bad row with its reason.
     """
     text = _dataset_text(source) if source.startswith(_DATASETS) else _file_text(source)
+    digest = _digest(text)
     fix = "Name a file with one JSON object a line."
     rows = parsed(text, source.rpartition("/")[2], parse_row, empty_fix=fix)
-    return Rows(source, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}", tuple(rows))
+    return Rows(source, digest, tuple(rows))
+
+
+def digest_of(source: str) -> str:
+    """The digest that `Rows` of a file have: of its text, however it is compressed and its lines end.
+
+    Raises InvalidRecipe when it cannot be read.
+    """
+    return _digest(_file_text(source))
+
+
+def _digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _file_text(source: str) -> str:

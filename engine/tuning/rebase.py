@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from engine.errors import InvalidAdapter, InvalidRecipe
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
+from engine.tuning.data import Row, digest_of
 from engine.tuning.recipe import Recipe, parse_recipe
+from engine.tuning.suite import Case, read_suite
 
 _ANY = Limits(max_rank=512, max_bytes=1 << 40)
 
@@ -42,15 +45,21 @@ def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: 
 
 
 def find_data(folders: Sequence[Path], digests: Sequence[str]) -> dict[str, Path]:
-    """Find files by the SHA-256 of their bytes, wherever they lie below `folders` and whatever they are called."""
+    """Find files by the SHA-256 of their text or bytes, wherever they lie below `folders` and whatever they are called."""
     wanted = set(digests)
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*.jsonl")):
-            digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-            if digest in wanted:
+        for path in sorted(folder.rglob("*.jsonl*")):
+            for digest in wanted.intersection(_digests(path)):
                 found.setdefault(digest, path.resolve())
     return found
+
+
+def _digests(path: Path) -> Iterator[str]:
+    """A suite is known by its bytes, training data by its text."""
+    yield f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    with suppress(InvalidRecipe):
+        yield digest_of(str(path))
 
 
 def recipe_for(run: dict[str, Any], base: Path, data: dict[str, Path], ref: str) -> Recipe:
@@ -97,10 +106,49 @@ def on_held_out(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
     return Verdict("held-out rows", float(before["adapter"]), float(after["adapter"]), int(after["rows"]))
 
 
-def on_suites(
-    base: Path, adapter: Path, ref: str, records: Sequence[dict[str, Any]], data: dict[str, Path]
-) -> list[Verdict]:
-    """Score the new adapter on each suite that the old version was evaluated on and that is still there.
+@dataclass(frozen=True)
+class StoredSuite:
+    """A suite that a version was evaluated on: its rows with an exact answer, and the share of them that was right."""
+
+    name: str
+    old: float
+    rows: tuple[Row, ...]
+
+
+def stored_suites(
+    ref: str, records: Sequence[dict[str, Any]], data: dict[str, Path]
+) -> tuple[list[StoredSuite], list[str]]:
+    """The suites that a version was evaluated on, read and checked; and which cannot be compared, with the reason.
+
+    Raises InvalidRecipe when one is not there, and InvalidRows when one cannot be read.
+    """
+    found, left_out = [], []
+    for digest, record in {record["suite_digest"]: record for record in records}.items():
+        name, scores = record["suite"], record["results"].get(ref, {})
+        if "exact" not in scores:
+            left_out.append(f"{name}: it has no exact answers")
+            continue
+        if digest not in data:
+            problem = (
+                f"the suite {name} ({digest[:19]}), on which {ref} was evaluated, is not in the folders that were named"
+            )
+            fix = "Name the folder that holds the unchanged file, --data FOLDER, or go without: --held-out-only."
+            raise InvalidRecipe("data", problem, fix=fix)
+        rows = tuple(_row(case) for case in read_suite(data[digest]).cases if "exact" in case.wanted)
+        found.append(StoredSuite(name, float(scores["exact"]["value"]), rows))
+    return found, left_out
+
+
+def _row(case: Case) -> Row:
+    answer = case.wanted["exact"]
+    if case.prompt:
+        return Row(case.number, case.prompt, answer)
+    turns = (*case.messages, {"role": "assistant", "content": answer})
+    return Row(case.number, messages=turns, first=len(case.messages))
+
+
+def on_suites(base: Path, adapter: Path, suites: Sequence[StoredSuite]) -> list[Verdict]:
+    """Score the new adapter on each suite.
 
     Counted strictly: every token of the answer, its end included, must be the likeliest one.
     """
@@ -108,18 +156,10 @@ def on_suites(
     from peft import PeftModel
 
     from engine.tuning.base_model import load_base, load_tokenizer
-    from engine.tuning.data import read_rows
     from engine.tuning.merge_check import score_of
 
-    latest = {record["suite_digest"]: record for record in records if "exact" in record["results"].get(ref, {})}
-    there = {digest: record for digest, record in latest.items() if digest in data}
-    if not there:
+    if not suites:
         return []
     model, tokenizer = PeftModel.from_pretrained(load_base(base, torch.float32), str(adapter)), load_tokenizer(base)
-    verdicts = []
-    for digest, record in there.items():
-        score = score_of(model, read_rows(str(data[digest])).rows, tokenizer)
-        if score:
-            old = float(record["results"][ref]["exact"]["value"])
-            verdicts.append(Verdict(record["suite"], old, score.accuracy, score.rows))
-    return verdicts
+    scores = [(suite, score_of(model, suite.rows, tokenizer)) for suite in suites]
+    return [Verdict(suite.name, suite.old, score.accuracy, score.rows) for suite, score in scores if score]

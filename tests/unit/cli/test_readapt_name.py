@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.commands import readapt
-from engine.tuning import rebase, training
+from engine.tuning import training
 from engine.tuning.run_folder import RunFolder
 
 
@@ -19,21 +19,16 @@ def test_a_new_version_goes_to_its_adapter_whatever_the_recipe_is_called(
     """Trained with `--publish helpdesk` by a recipe named support, it stays with helpdesk."""
     published: list[str] = []
 
-    async def no_records(*_: Any) -> list[Any]:
-        return []
-
     async def publish(_: Path, name: str, *__: Any) -> str:
         published.append(name)
         return f"{name}@v2"
 
     folder = SimpleNamespace(path=tmp_path, adapter=tmp_path)
-    monkeypatch.setattr(readapt, "_records", no_records)
     monkeypatch.setattr(readapt, "_publish", publish)
-    monkeypatch.setattr(rebase, "recipe_for", lambda *_: SimpleNamespace(name="support"))
-    monkeypatch.setattr(training, "plan", lambda _: None)
     monkeypatch.setattr(RunFolder, "create", lambda *_: folder)
     scores = {"evaluation": {"adapter": 1.0, "rows": 9}}
     monkeypatch.setattr(training, "run", lambda *_: {"run": scores})
-    version: Any = SimpleNamespace(ref="helpdesk@v1", run={"recipe": {}, **scores})
-    readapt._readapt(version, tmp_path, [tmp_path], tmp_path, None)
+    recipe: Any = SimpleNamespace(name="support")
+    planned = readapt._Planned("helpdesk@v1", {"recipe": {}, **scores}, recipe, [], [])
+    readapt._readapt(planned, tmp_path, tmp_path, None)
     assert published == ["helpdesk"]

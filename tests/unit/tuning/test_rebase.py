@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from engine.errors import InvalidRecipe
 from engine.tuning import training
-from engine.tuning.rebase import find_data, recipe_for
+from engine.tuning.rebase import find_data, recipe_for, stored_suites
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
@@ -85,6 +86,32 @@ def test_data_is_found_by_its_digest_and_never_by_its_name(tmp_path: Path) -> No
         recipe_for(run, tmp_path, {}, "x@v1")
     with pytest.raises(InvalidRecipe, match="no stored recipe"):
         recipe_for({}, tmp_path, {}, "x@v1")
+
+
+def test_data_is_found_however_it_is_packed(tmp_path: Path) -> None:
+    """Training data is known by its text: compressed, or with the line ends of another system, it is the same."""
+    text = '{"prompt": "a", "completion": "b"}\n'
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert find_data([tmp_path], [_digest(text)])[_digest(text)].name == "packed.jsonl.gz"
+    (tmp_path / "crlf.jsonl").write_bytes(text.replace("\n", "\r\n").encode())
+    assert find_data([tmp_path], [_digest(text)])[_digest(text)].name == "crlf.jsonl"
+
+
+def test_suites_are_read_before_anything_is_trained(tmp_path: Path) -> None:
+    """By a suite's own rules, mixed metrics included; one that is not there stops it, one without exact answers is named."""
+    rows = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "contains": ["x"]},
+            {"messages": [{"role": "user", "content": "s"}], "completion": "b"}]  # fmt: skip
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    digest = _digest(file.read_text())
+    mixed = {"suite": "mixed.jsonl", "suite_digest": digest, "results": {"x@v1": {"exact": {"value": 0.75}}}}
+    loose = {"suite": "loose.jsonl", "suite_digest": "sha256:0", "results": {"x@v1": {"contains": {"value": 1.0}}}}
+    (suite,), left_out = stored_suites("x@v1", [mixed, loose], {digest: file})
+    assert (suite.old, suite.rows[0].answer, len(suite.rows)) == (0.75, "a", 2)
+    assert suite.rows[1].messages[-1] == {"role": "assistant", "content": "b"}
+    assert left_out == ["loose.jsonl: it has no exact answers"]
+    with pytest.raises(InvalidRecipe, match=r"mixed\.jsonl .* is not in the folders"):
+        stored_suites("x@v1", [mixed], {})
 
 
 def _digest(text: str) -> str:
