@@ -2,7 +2,8 @@
 
 .loraplex/runs/20261124T101500-support-1a2b3c4d/
     recipe.yaml        resolved, with every default
-    environment.json   packages, Python, processor, GPU
+    environment.json   packages, Python, system
+    origin.json        digests of the base and the rows, as they were when the run began
     metrics.jsonl      one line a step, and one a look at the held-out rows
     tensorboard/       the same for TensorBoard
     checkpoints/       the latest and the best
@@ -23,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from engine.errors import InvalidRecipe, NoSpace
+from engine.errors import InvalidRecipe, NoSpace, TrainingFailed
 from engine.tuning.recipe import Recipe, parse_recipe
 
 _PACKAGES = ("accelerate", "bitsandbytes", "loraplex", "peft", "safetensors", "tokenizers", "torch", "transformers")
@@ -55,6 +56,19 @@ class RunFolder:
                 "", f"{path} is no run folder: it has no recipe.yaml", fix="Name a folder under --runs."
             )
         return folder
+
+    def check_origin(self, found: dict[str, str]) -> None:
+        """Digests of what the run is made of, by what: kept when it begins, and the same ever after.
+
+        Raises TrainingFailed when one has changed: the adapter would be said to be made of something that it is not.
+        """
+        file = self.path / "origin.json"
+        if not file.exists():
+            file.write_text(json.dumps(found, indent=2) + "\n")
+        began = json.loads(file.read_text())
+        if changed := [what for what, digest in found.items() if began.get(what) != digest]:
+            problem = f"{' and '.join(changed)} changed since the run began"
+            raise TrainingFailed(problem, fix="Start a new run, or put back what was there.")
 
     @property
     def run_id(self) -> str:

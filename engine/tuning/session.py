@@ -53,6 +53,7 @@ class Session:
         torch.manual_seed(self.recipe.train.seed)
         self._stage("reading the data")
         self.split = split_rows(self.recipe.data.train, self.recipe.data.held_out, self.recipe.train.seed)
+        self.folder.check_origin(self._origin())
         self.tokenizer = load_tokenizer(self.base)
         limit = self.recipe.data.max_length
         self.examples = encode_rows(self.split.train, self.tokenizer, limit, "training data")
@@ -64,6 +65,13 @@ class Session:
         targets = target_names(self.recipe, read_shape(self.base))
         self.model = attach(base, self.recipe, targets, checkpointing=checkpointing(self.recipe))
         self._check()
+
+    def _origin(self) -> dict[str, str]:
+        return {
+            "the base": read_base(self.base).fingerprint,
+            "the training data": self.split.train_digest,
+            "the held-out data": self.split.held_out_digest,
+        }
 
     def _check(self) -> None:
         self._stage("checking gradients")
@@ -115,7 +123,11 @@ class Session:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Round the adapter to what is served, score that, save it with its record."""
+        """Round the adapter to what is served, score that, save it with its record.
+
+        Raises TrainingFailed when the base has changed meanwhile.
+        """
+        self.folder.check_origin(self._origin())
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.bfloat16().to(parameter.dtype)

@@ -182,6 +182,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert resumed.watch.losses == pytest.approx(unbroken.watch.losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("what", ["the base", "the training data"])
+def test_what_changes_under_a_run_ends_it(tmp_path: Path, what: str) -> None:
+    """Else its record would name a base or rows that the adapter was not made of; on the way as after a kill."""
+    base = write_base(tmp_path / "base")
+    session = started(write_recipe(tmp_path, base), tmp_path / "runs")
+    session.prepare()
+    session.learn()
+    if what == "the base":
+        write_base(base, seed=5)
+        with pytest.raises(TrainingFailed, match=f"{what} changed"):
+            session.finish()
+    else:
+        rows = tmp_path / "train.jsonl"
+        rows.write_text(rows.read_text().replace("0", "1"))
+    with pytest.raises(TrainingFailed, match=f"{what} changed"):
+        opened(session.folder).prepare()
+    assert not session.folder.adapter.exists()
+
+
 def test_an_adapter_without_gradients_is_refused(recipe_file: Path, base: Path, examples: list[Example]) -> None:
     """As when a library's fast path drops them."""
     model = adapted(recipe_file, base)
