@@ -87,13 +87,14 @@ def fake_server(**settings: Any) -> Iterator[FakeServer]:
         scratch = Path(folder)
         write_base(scratch / "fake-base")
         given: dict[str, Any] = {
+            "model": scratch / "fake-base",
             "registry": str(scratch / "registry"),
             "cache": scratch / "cache",
             "port": 0,
             "http_port": 0,
             "drain_s": 1,
         }
-        app = App(Settings(engine="fake", model=scratch / "fake-base", **(given | settings)))
+        app = App(Settings(engine="fake", **(given | settings)))
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="loraplex-fake", daemon=True)
         thread.start()

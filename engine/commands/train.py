@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,10 @@ from rich.text import Text
 
 from engine.commands import output
 from engine.commands.params import DEFAULT_SERVER, Json, RegistryUrl, Server
+from engine.errors import InvalidRecipe, WrongBase
 
 if TYPE_CHECKING:
+    from engine.api.loraplex.v1.engine_pb2 import GetEngineResponse
     from engine.tuning.run_folder import RunFolder
 
 _RUNS = Path(".loraplex/runs")
@@ -76,7 +79,8 @@ def train(
     target = _Target(publish, server, registry)
     if publish and (sweep or dry_run):
         raise typer.BadParameter("a sweep or a dry run publishes nothing", param_hint="--publish")
-    _check_reachable(target)
+    if publish:
+        _check_target(target, recipe, resume, given)
     if recipe and sweep:
         _sweep(recipe, given, sweep, runs, as_json=as_json)
     elif recipe and dry_run:
@@ -96,20 +100,39 @@ class _Target:
         self.name, self.server, self.registry = name, server, registry
 
 
-def _check_reachable(target: _Target) -> None:
-    """Raise what publishing would raise after the training: a bad name, no server, no registry."""
-    if target.name is None:
-        return
+def _check_target(target: _Target, file: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
+    """Raise what publishing would after the training: a bad name, no server or registry, another base, too high a rank."""
     from engine.commands.adapter_group import run
     from engine.commands.backends import Backend
+    from engine.registry.fingerprint import read_base
     from engine.registry.names import check_name
+    from engine.tuning.recipe import load_recipe
+    from engine.tuning.run_folder import RunFolder
 
-    check_name(target.name)
+    check_name(str(target.name))
 
     async def look(backend: Backend) -> None:
         await backend.list()
 
     run(look, target.server, target.registry, create=True)
+    if target.registry:
+        return
+    recipe = load_recipe(file, given) if file else RunFolder.open(resume or Path()).recipe()
+    served = asyncio.run(_served(target.server))
+    if (base := read_base(Path(recipe.base)).fingerprint) != served.base.fingerprint:
+        raise WrongBase(f"an adapter of {recipe.name}", base, served.base.fingerprint)
+    if recipe.lora.rank > served.limits.max_rank:
+        problem = f"{recipe.lora.rank} is above the {served.limits.max_rank} that {target.server} serves"
+        raise InvalidRecipe(
+            "lora.rank", problem, fix="Use a smaller rank, or start the server with a higher --max-rank."
+        )
+
+
+async def _served(server: str) -> GetEngineResponse:
+    from engine.client import connect
+
+    async with connect(server) as client:
+        return await client.engine()
 
 
 def _init(recipe: Path | None) -> None:
@@ -201,9 +224,11 @@ def _finish(folder: RunFolder, result: dict[str, Any], target: _Target, *, as_js
     from engine.commands.train_view import result_view
 
     data = result | {"published": None}
-    if target.name:
-        data["published"] = _publish(folder, target)
-    output.emit(data, as_json, lambda: result_view(folder, data))
+    try:
+        if target.name:
+            data["published"] = _publish(folder, target)
+    finally:  # what was trained is told, wherever it went
+        output.emit(data, as_json, lambda: result_view(folder, data))
 
 
 def _publish(folder: RunFolder, target: _Target) -> str:
@@ -224,17 +249,22 @@ def _publish(folder: RunFolder, target: _Target) -> str:
 def _sweep(file: Path, given: dict[str, Any], text: str, runs: Path, *, as_json: bool) -> None:
     from engine.commands.train_view import sweep_view
     from engine.tuning.recipe import full_key, load_recipe
+    from engine.tuning.training import plan
 
     key, values = _assignment(text)
     key = full_key(key)
     choices: list[Any] = [_assignment(f"x={value}")[1] for value in str(values).split(",")]
     if len(choices) < 2:
         raise typer.BadParameter("give at least two values: rank=4,8,16", param_hint="--sweep")
-    for value in choices:
-        load_recipe(file, given | {key: value})  # all of them are checked before the first is trained
-    results = []
-    for value in choices:
-        output.note(f"{key} = {value}")
-        folder = _begun(file, given | {key: value}, runs)
-        results.append({"value": value, "folder": str(folder.path), **_run(folder)["run"]})
-    output.emit({"key": key, "runs": results}, as_json, lambda: sweep_view(key, results))
+    with output.spinner("checking recipe, base and rows for all values"):
+        for value in choices:
+            plan(load_recipe(file, given | {key: value}))
+    results: list[dict[str, Any]] = []
+    try:
+        for value in choices:
+            output.note(f"{key} = {value}")
+            folder = _begun(file, given | {key: value}, runs)
+            results.append({"value": value, "folder": str(folder.path), **_run(folder)["run"]})
+    finally:  # those that were trained are told, also if a later one fails
+        if results:
+            output.emit({"key": key, "runs": results}, as_json, lambda: sweep_view(key, results))

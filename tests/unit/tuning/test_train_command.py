@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from engine.client.testing import fake_server
 from engine.errors import TrainingFailed
 from engine.tuning import training
+from engine.tuning.recipe import load_recipe
 from engine.tuning.run_folder import RunFolder
 from tests.unit.cli.calls import call
 
@@ -68,6 +70,7 @@ def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, tr
         (("--set", "max_length=8", "--set", "data.train=heldout.jsonl"), "also row"),
         (("--set", "base=nowhere"), "no base model"),
         (("--sweep", "rank=4,99"), "above the engine's limit"),
+        (("--sweep", "max_length=64,8", "--set", "data.train=heldout.jsonl"), "also row"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(
@@ -96,6 +99,28 @@ def test_where_to_publish_is_tried_before_anything_is_trained(recipe_file: Path,
     assert call("train", recipe_file, "--publish", "x", "--server", "127.0.0.1:9").code == 1
     assert call("train", recipe_file, "--publish", "No Name", "--server", "127.0.0.1:9").code == 1
     assert trained == []
+
+
+def test_what_the_server_would_refuse_is_said_before_anything_is_trained(
+    recipe_file: Path, trained: list[RunFolder]
+) -> None:
+    """Its base, and its highest rank."""
+    base = load_recipe(recipe_file).base
+    with fake_server() as other, fake_server(model=base, max_rank=8) as server:
+        shown = call("train", recipe_file, "--publish", "x", "--server", other.target)
+        assert (shown.code, "this engine serves base" in shown.err) == (1, True)
+        shown = call("train", recipe_file, "--set", "rank=16", "--publish", "x", "--server", server.target)
+        assert (shown.code, "above the 8 that" in shown.err) == (1, True)
+    assert trained == []
+
+
+def test_a_score_is_told_though_publishing_fails(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
+    """And where the adapter is; here the run left none that could be published."""
+    with fake_server(model=load_recipe(recipe_file).base) as server:
+        shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--publish", "x", "--server", server.target)
+    assert shown.code == 1
+    assert "25% right of 8" in shown.out
+    assert len(trained) == 1
 
 
 def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
