@@ -57,6 +57,7 @@ def arguments(recipe: Recipe, folder: Path, steps: int) -> TrainingArguments:
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # how often in a row it was no better, for stopping early
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_steps=1,

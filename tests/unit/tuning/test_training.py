@@ -182,6 +182,28 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert resumed.watch.losses == pytest.approx(unbroken.watch.losses, rel=1e-5)
 
 
+def test_a_resumed_run_loses_no_patience(recipe_file: Path, tmp_path: Path) -> None:
+    """It stops early where an unbroken one does: looks without an improvement before the kill count."""
+    options = {"steps": 20, "evaluate_every": 2, "patience": 2, "learning_rate": 1e-12}
+    unbroken = started(recipe_file, tmp_path / "a", **options)
+    stopped_at = finished(unbroken)["run"]["steps"]
+    assert stopped_at < 20
+
+    broken = started(recipe_file, tmp_path / "b", **options)
+    tell = broken.watch._tell
+
+    def kill(event: dict[str, Any]) -> None:
+        tell(event)
+        if event.get("step") == stopped_at - 1 and event["event"] == "step":
+            raise Killed
+
+    broken.watch._tell = kill
+    broken.prepare()
+    with pytest.raises(Killed):
+        broken.learn()
+    assert finished(opened(broken.folder))["run"]["steps"] == stopped_at
+
+
 @pytest.mark.parametrize("what", ["the base", "the training data"])
 def test_what_changes_under_a_run_ends_it(tmp_path: Path, what: str) -> None:
     """Else its record would name a base or rows that the adapter was not made of; on the way as after a kill."""
