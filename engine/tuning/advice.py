@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.config import load_settings
+
 _LOW = 0.9  # held-out share of exact answers below which an adapter is not good yet
 _FLAT = 0.02  # relative change of the loss over the second half of a run that counts as none
 _FEW = 100  # rows
@@ -69,8 +71,14 @@ def _rank(run: Evidence) -> Iterator[str]:
     yield (
         f"the loss has stood at {_mean(run.losses[len(run.losses) // 2 :]):.3g} for the second half of the run, and only "
         f"{run.held_out_exact:.0%} of held-out answers are right: rank {run.rank} may be too low; try {2 * run.rank}, "
-        f"or compare: --sweep rank={run.rank},{2 * run.rank}"
+        f"or compare: --sweep rank={run.rank},{2 * run.rank}{_beyond(2 * run.rank)}"
     )
+
+
+def _beyond(rank: int) -> str:
+    limit = load_settings().max_rank
+    allow = f" (above the limit of {limit}: set LORAPLEX_MAX_RANK={rank} here and where it is served)"
+    return allow if rank > limit else ""
 
 
 def _short(run: Evidence) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 .loraplex/runs/20261124T101500-support-1a2b3c4d/
     recipe.yaml        resolved, with every default
-    environment.json   packages, Python, system
+    environment.json   packages, Python, processor, GPUs
     origin.json        digests of the base and the rows, as they were when the run began
     metrics.jsonl      one line a step, and one a look at the held-out rows
     tensorboard/       the same for TensorBoard
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -145,11 +146,23 @@ def _is_json(path: Path) -> bool:
 
 def environment() -> dict[str, Any]:
     """What the run was made with."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -132,6 +132,9 @@ def test_a_run_learns_and_leaves_what_is_needed_to_do_it_again(recipe_file: Path
     assert json.loads((folder / "adapter" / "run.json").read_text()) == run
     left = {path.name for path in folder.iterdir()}
     assert left >= {"adapter", "recipe.yaml", "environment.json", "metrics.jsonl", "tensorboard"}
+    made_with = json.loads((session.folder.path / "environment.json").read_text())
+    assert made_with["processor"]
+    assert made_with["packages"]["torch"]
     assert "checkpoints" not in left
     assert load_recipe(folder / "recipe.yaml") == load_recipe(recipe_file, {"steps": 60, "learning_rate": 0.02})
 
@@ -308,6 +311,7 @@ EVIDENCE = Evidence(
     ("change", "said"),
     [
         ({"held_out_exact": 0.5}, "rank 8 may be too low; try 16"),
+        ({"held_out_exact": 0.5, "rank": 16, "alpha": 32}, "set LORAPLEX_MAX_RANK=32"),
         ({"held_out_exact": 0.5, "losses": tuple(5 - n / 25 for n in range(100))}, "train longer"),
         ({"alpha": 64}, "scales the adapter by 8"),
         ({"diverged": True}, "try 0.0003"),
