@@ -142,6 +142,7 @@ class Settings(BaseSettings):
     otlp_endpoint: str = Field(
         "", description="Where to send OpenTelemetry traces (OTLP, gRPC), such as http://collector:4317; empty: none."
     )
+    otlp_logs: bool = Field(False, description="Send the log to --otlp-endpoint, too.")
     trace_share: float = Field(
         1.0, ge=0, le=1, description="Share of the requests traced, of those whose caller has not decided it."
     )
@@ -265,6 +266,7 @@ class RouterSettings(BaseSettings):
     otlp_endpoint: str = Field(
         "", description="Where to send OpenTelemetry traces (OTLP, gRPC), such as http://collector:4317; empty: none."
     )
+    otlp_logs: bool = Field(False, description="Send the log to --otlp-endpoint, too.")
     trace_share: float = Field(
         1.0, ge=0, le=1, description="Share of the requests traced, of those whose caller has not decided it."
     )

@@ -8,16 +8,21 @@ import sys
 import structlog
 
 from engine.config import RouterSettings, Settings
+from engine.server.exported_logs import LogExport, exporter_of
+
+__all__ = ["LogExport", "configure"]
 
 
 def configure(settings: Settings | RouterSettings) -> None:
-    """Set up structlog for the process, and send other libraries' warnings the same way."""
+    """Set up structlog for the process, and send other libraries' warnings the same way. Raises BadConfiguration."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if exporter := exporter_of(settings):
+        shared.append(exporter)
     renderer: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json

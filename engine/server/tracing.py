@@ -24,6 +24,7 @@ from engine.errors import BadConfiguration
 from engine.runtime.generator import Answer, Ending
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor
 
 _FAULTS = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS", "DEADLINE_EXCEEDED", "UNIMPLEMENTED")
@@ -48,24 +49,30 @@ def _to_collector(endpoint: str) -> SpanProcessor:
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://")))
 
 
+def resource_of(service: str) -> Resource:
+    """Who tells all this, for the collector."""
+    from opentelemetry.sdk.resources import Resource
+
+    who = {
+        "service.name": service,
+        "service.version": metadata.version("loraplex"),
+        "service.instance.id": socket.gethostname(),
+    }
+    return Resource.create(who)
+
+
 class Tracing:
     """Makes the spans of one process. As the generator's observer it hears of requests when they have ended."""
 
     def __init__(self, processor: SpanProcessor, service: str, share: float) -> None:
         from opentelemetry import context, trace
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        who = {
-            "service.name": service,
-            "service.version": metadata.version("loraplex"),
-            "service.instance.id": socket.gethostname(),
-        }
         # Not the process's own provider: vLLM sets that.
         self._provider = TracerProvider(
-            ParentBased(TraceIdRatioBased(share)), Resource.create(who), shutdown_on_exit=False
+            ParentBased(TraceIdRatioBased(share)), resource_of(service), shutdown_on_exit=False
         )
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("loraplex")
