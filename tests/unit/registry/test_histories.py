@@ -42,8 +42,7 @@ class Act:
 class Run:
     """Clients of one store."""
 
-    url: str
-    make_checked: Callable[..., tuple]
+    adapters: list[tuple]
     dice: random.Random
     clock: Iterator[int] = field(default_factory=itertools.count)
     acts: list[Act] = field(default_factory=list)
@@ -55,7 +54,7 @@ class Run:
         for step in range(STEPS):
             kind = self.dice.choices(("publish", "move", "delete"), (1, 6, 1))[0]
             if kind == "publish" or not self.published:
-                folder, checked = self.make_checked(self.dice.randrange(5))
+                folder, checked = self.dice.choice(self.adapters)
                 self.published.append((await registry.publish(folder, checked, name=NAME)).version)
             elif kind == "move":
                 await self.move(registry, f"{number}.{step}")
@@ -94,7 +93,7 @@ class Run:
 async def test_there_is_an_order(seed: int, make_checked: Callable[..., tuple]) -> None:
     """Whatever the clients did at once, the log tells an order of it in which nobody was lied to."""
     store = Store.open("memory://")
-    run = Run("memory://", make_checked, random.Random(seed))
+    run = Run([make_checked(number) for number in range(5)], random.Random(seed))
     await asyncio.gather(*(run.client(number, Registry(store)) for number in range(CLIENTS)))
     registry = Registry(store)
     history = await registry.history(NAME)

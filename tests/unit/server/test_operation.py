@@ -222,6 +222,13 @@ def test_reflection_can_be_turned_off() -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_whom_a_server_without_a_policy_takes_one_for(stubs: Stubs) -> None:
+    """Anybody, by the name that is given, who may do everything."""
+    found = await stubs.engine.GetCaller(engine_pb2.GetCallerRequest())
+    assert (found.identified, found.tenant) == (False, "anonymous")
+    assert {"invoke", "promote", "admin"} <= set(found.roles)
+
+
 async def test_engine_service(stubs: Stubs) -> None:
     """GetEngine tells base, limits, residents and load."""
     found = await stubs.engine.GetEngine(engine_pb2.GetEngineRequest())
