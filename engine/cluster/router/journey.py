@@ -159,7 +159,9 @@ class Journey:
             self._last = error
             self._first_failure = self._first_failure or time.monotonic()
             self._turn_away(link, failure, error)
-            died = self._reached if failure is Failure.GONE else info.reason == EngineDied.reason
+            # Who is still connected and well was only cut off from this call.
+            gone = self._reached and (not link.connected or bool(link.problem))
+            died = gone if failure is Failure.GONE else info.reason == EngineDied.reason
             self._deaths += died and messages < _INNOCENT
             if self._deaths >= _MOST_DEATHS:
                 raise EngineDied(replicas=self._deaths) from error
