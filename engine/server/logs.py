@@ -8,9 +8,7 @@ import sys
 import structlog
 
 from engine.config import RouterSettings, Settings
-from engine.server.exported_logs import LogExport, exporter_of
-
-__all__ = ["LogExport", "configure"]
+from engine.server.exported_logs import exporter_of
 
 
 def configure(settings: Settings | RouterSettings) -> None:

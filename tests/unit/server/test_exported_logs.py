@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from engine.config import Settings
 from engine.errors import BadConfiguration
 from engine.server import logs
+from engine.server.exported_logs import LogExport
 
 
 class Collector(logs_service_pb2_grpc.LogsServiceServicer):
@@ -82,7 +83,7 @@ def test_events_reach_the_collector(configured: Collector, lines: io.StringIO) -
         raise KeyError("lost")
     except KeyError:
         log.exception("bug", request_id="r2")
-    (exporter,) = [one for one in structlog.get_config()["processors"] if isinstance(one, logs.LogExport)]
+    (exporter,) = [one for one in structlog.get_config()["processors"] if isinstance(one, LogExport)]
     exporter.close()
     (call, facts), (bug, about) = configured.records()
     assert (call.body.string_value, call.severity_text) == ("call", "info")
