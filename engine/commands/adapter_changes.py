@@ -21,6 +21,7 @@ from engine.commands.params import (
     Ref,
     RegistryUrl,
     Server,
+    Sign,
     whoami,
 )
 
@@ -54,10 +55,7 @@ def publish(
             help="A JSON file with evaluation results; default: as run.json says.", exists=True, dir_okay=False
         ),
     ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(metavar="KEY.pem", help="Sign it with this EC private key.", exists=True, dir_okay=False),
-    ] = None,
+    sign: Sign = None,
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
     model: Model = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from engine.commands.params import Json, RegistryUrl
 
 if TYPE_CHECKING:
     from engine.commands.fetched import Fetched
-    from engine.tuning.data import Row
 
 _SEVERAL = "Several versions into one"
 
@@ -32,7 +32,7 @@ def merge(
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (as the base), float32, bfloat16 or float16.")] = "auto",
     suite: Annotated[
-        Path | None, typer.Option(help="Training-like rows to score on.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="A suite, as of loraplex eval, to score on.", exists=True, dir_okay=False)
     ] = None,
     demonstrate: Annotated[
         bool, typer.Option("--demonstrate-4bit", help="Measure what merging into 4 bits would cost.")
@@ -89,6 +89,7 @@ def _check_options(out: Path | None, dtype: str, demonstrate: bool) -> None:
 def _combine(
     versions: Sequence[Fetched], model: Path, out: Path | None, method: str, weights: str | None, density: float
 ) -> dict[str, Any]:
+    from engine.registry.file_checks import RUN
     from engine.tuning.combine import combine
 
     try:
@@ -97,10 +98,16 @@ def _combine(
         raise typer.BadParameter(f"{weights!r} are no numbers", param_hint="--weights") from error
     if out is None:
         raise typer.BadParameter("name the folder to write to", param_hint="--out")
-    for version in versions:
-        _check_base(version, model)
+    fingerprint, *_ = [_check_base(version, model) for version in versions]
     with output.spinner(f"merging {len(versions)} adapters"):
         config = combine(model, [version.folder for version in versions], shares, method, density, out)
+        parents = [{"ref": version.ref, "digest": version.digest, "weight": share}
+                   for version, share in zip(versions, shares, strict=True)]  # fmt: skip
+        precisions = {version.precision for version in versions}
+        record: dict[str, Any] = {"combined": {"method": method, "density": density, "parents": parents}}
+        if len(precisions) == 1:
+            record["base"] = {"name": model.resolve().name, "fingerprint": fingerprint, "precision": precisions.pop()}
+        (out / RUN).write_text(json.dumps(record, indent=2) + "\n")
     return {"ref": " + ".join(v.ref for v in versions), "method": method, "weights": shares, "rank": config["r"]}
 
 
@@ -127,13 +134,13 @@ def _merge(
     check: bool,
     demonstrate: bool,
 ) -> dict[str, Any]:
-    from engine.tuning.data import read_rows
     from engine.tuning.merging import Merging
+    from engine.tuning.suite import read_suite
 
     fingerprint = _check_base(version, model)
-    rows: tuple[Row, ...] = read_rows(str(suite)).rows if suite else ()
+    judged_by = read_suite(suite) if suite else None
     with output.stages(f"merging {version.ref}") as report:
-        work = Merging(version.folder, version.precision, model, rows, report)
+        work = Merging(version.folder, version.precision, model, judged_by, report)
         data: dict[str, Any] = {"ref": version.ref, "precision": version.precision, "out": str(out or "")}
         if out is not None:
             data["onto"], data["choices"] = work.choose(onto)
@@ -161,12 +168,12 @@ def _render(data: dict[str, Any]) -> Iterator[RenderableType]:
                 f"  compared with base and adapter: largest difference of a logit {alike['largest']:.3g}, "
                 f"KL {alike['kl']:.2g}, same likeliest token {alike['agreement']:.1%}"
             )
-        if "exact" in data:
-            yield Text(f"  on the suite: {data['exact']:.1%} right merged, {data['exact_unmerged']:.1%} unmerged")
+        if "accuracy" in data:
+            yield Text(f"  on the suite: {data['accuracy']:.1%} right merged, {data['accuracy_unmerged']:.1%} unmerged")
     if lost := data.get("four_bits"):
         made = output.table("", "right", "same likeliest token", "KL", title="what merging into 4 bits would cost")
         for name, facts in lost["models"].items():
-            right = "-" if facts["exact"] is None else f"{facts['exact']:.1%}"
+            right = "-" if facts["accuracy"] is None else f"{facts['accuracy']:.1%}"
             made.add_row(name, right, f"{facts['agreement']:.1%}", f"{facts['kl']:.3g}")
         yield made
         layers = lost["layers"]
@@ -176,5 +183,5 @@ def _render(data: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    score = "" if facts["exact"] is None else f"{facts['exact']:.1%} right, "
+    score = "" if facts["accuracy"] is None else f"{facts['accuracy']:.1%} right, "
     return f"{score}KL to the model as trained {facts['kl']:.3g}, same likeliest token {facts['agreement']:.1%}"

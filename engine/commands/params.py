@@ -47,6 +47,12 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEY.pem", help="Sign what is published with this EC private key.", exists=True, dir_okay=False
+    ),
+]
 Ref = Annotated[str, typer.Argument(metavar="NAME[@REF]", help="support, support@v2 or support@canary.")]
 AliasName = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the alias's history.", show_default=False)]

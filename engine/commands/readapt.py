@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.params import Json, RegistryUrl, whoami
+from engine.commands.params import Json, RegistryUrl, Sign, whoami
 
 if TYPE_CHECKING:
     from engine.commands.fetched import Fetched
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 _NewBase = Annotated[Path, typer.Option("--new-base", "--new", metavar="FOLDER", help="The new base model.")]
 
 
-def check(new: _NewBase, registry: RegistryUrl = None, as_json: Json = False) -> None:
+def check(
+    new: _NewBase,
+    every: Annotated[bool, typer.Option("--all", help="Every version, not only the current ones.")] = False,
+    registry: RegistryUrl = None,
+    as_json: Json = False,
+) -> None:
     """List which current versions fit another base, which do not, and why.
 
     Examples:
       loraplex base check --new /models/llama-3.2-1b
+      loraplex base check --new /models/llama-3.2-1b --all
       loraplex base check --new ./merged --registry s3://adapters/prod --json
 
     An adapter fits exactly the weights, tokenizer and precision that it was
@@ -36,34 +42,37 @@ def check(new: _NewBase, registry: RegistryUrl = None, as_json: Json = False) ->
     """
     from dataclasses import asdict
 
-    fits = [asdict(fit) for fit in _fits(new, registry)]
+    fits = [asdict(fit) for fit in _fits(new, _refs(registry, every=every), registry)]
     output.emit(fits, as_json, lambda: _table(fits))
     if not all(fit["fits"] for fit in fits):
         raise typer.Exit(1)
 
 
-def _fits(new: Path, registry: str | None) -> Iterator[Any]:
+def _fits(new: Path, refs: list[str], registry: str | None) -> Iterator[Any]:
     from engine.commands.fetched import fetched
     from engine.registry.fingerprint import read_base
     from engine.tuning.rebase import fit_of
 
     base = read_base(new)
-    for name in _names(registry):
-        with fetched([name], registry) as (version,):
+    for ref in refs:
+        with fetched([ref], registry) as (version,):
             yield fit_of(version.ref, version.folder, version.fingerprint, version.run, base)
 
 
-def _names(registry: str | None) -> list[str]:
-    """The adapters that have a current version."""
+def _refs(registry: str | None, *, every: bool) -> list[str]:
+    """The adapters that have a current version; or every version there is."""
     from engine.commands.fetched import registry_url
     from engine.registry.registry import Registry
     from engine.registry.store import Store
 
-    async def current() -> list[str]:
+    async def look() -> list[str]:
         found = Registry(Store.open(registry_url(registry)))
-        return [name for name in await found.list_names() if "current" in await found.aliases(name)]
+        names = await found.list_names()
+        if every:
+            return [f"{name}@{version}" for name in names for version in await found.versions(name)]
+        return [name for name in names if "current" in await found.aliases(name)]
 
-    return asyncio.run(current())
+    return asyncio.run(look())
 
 
 def _table(fits: list[dict[str, Any]]) -> Iterator[RenderableType]:
@@ -85,6 +94,7 @@ def readapt(
     held_out_only: Annotated[
         bool, typer.Option("--held-out-only", help="Do without the suites that versions were evaluated on.")
     ] = False,
+    sign: Sign = None,
     registry: RegistryUrl = None,
     as_json: Json = False,
 ) -> None:
@@ -101,8 +111,13 @@ def readapt(
     Recipes, data and suites of all are checked before the first is trained.
     """
     from engine.commands.fetched import fetched
+    from engine.registry.signatures import check_signing_key
 
-    chosen = names or [fit.ref.partition("@")[0] for fit in _fits(new_base, registry) if fit.can]
+    if sign:
+        check_signing_key(sign)
+    chosen = names or [
+        fit.ref.partition("@")[0] for fit in _fits(new_base, _refs(registry, every=False), registry) if fit.can
+    ]
     planned = []
     for name in chosen:
         with fetched([name], registry) as (version,):
@@ -110,7 +125,7 @@ def readapt(
     results: list[dict[str, Any]] = []
     try:
         for one in planned:
-            results.append(_readapt(one, new_base, runs, registry))  # noqa: PERF401 - what was done is told, also after a failure
+            results.append(_readapt(one, new_base, runs, registry, sign))  # noqa: PERF401 - what was done is told, also after a failure
     finally:
         output.emit(results, as_json, lambda: _outcome(results))
 
@@ -137,7 +152,8 @@ def _plan(version: Fetched, new_base: Path, places: list[Path], registry: str | 
     return _Planned(version.ref, version.run, recipe, *rebase.stored_suites(version.ref, records, found))
 
 
-def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None) -> dict[str, Any]:
+def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None, sign: Path | None) -> dict[str, Any]:
+    from engine.commands.signing import signed
     from engine.commands.train_view import progress
     from engine.tuning import rebase, training
     from engine.tuning.run_folder import RunFolder
@@ -150,7 +166,10 @@ def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None
     verdicts += rebase.on_suites(new_base, folder.adapter, planned.suites)
     good = all(verdict.good for verdict in verdicts)
     name = planned.ref.partition("@")[0]  # the recipe may be called otherwise
-    published = asyncio.run(_publish(folder.adapter, name, new_base, registry, planned.ref)) if good else None
+    published = None
+    if good:
+        with signed(folder.adapter, sign) as ready:
+            published = asyncio.run(_publish(ready, name, new_base, registry, planned.ref))
     return {"ref": planned.ref, "published": published, "folder": str(folder.path),
             "verdicts": [_told(verdict) for verdict in verdicts], "left_out": planned.left_out}  # fmt: skip
 

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.params import DEFAULT_SERVER, Json, RegistryUrl, Server
+from engine.commands.params import DEFAULT_SERVER, Json, RegistryUrl, Server, Sign
 from engine.errors import InvalidRecipe, WrongBase
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def train(
         typer.Option(metavar="FOLDER", help="Also copy the finished adapter there, in the place of an earlier one."),
     ] = None,
     runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders are made.")] = _RUNS,
+    sign: Sign = None,
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
     as_json: Json = False,
@@ -76,7 +77,9 @@ def train(
     given = dict(_assignment(text) for text in changes or [])
     if model is not None:
         given["base"] = str(model.resolve())
-    target = _Target(publish, server, registry)
+    target = _Target(publish, server, registry, sign)
+    if sign and not publish:
+        raise typer.BadParameter("only what is published is signed: add --publish NAME", param_hint="--sign")
     if publish and (sweep or dry_run):
         raise typer.BadParameter("a sweep or a dry run publishes nothing", param_hint="--publish")
     if publish:
@@ -96,20 +99,23 @@ def train(
 class _Target:
     """Where to publish, if at all."""
 
-    def __init__(self, name: str | None, server: str, registry: str | None) -> None:
-        self.name, self.server, self.registry = name, server, registry
+    def __init__(self, name: str | None, server: str, registry: str | None, sign: Path | None) -> None:
+        self.name, self.server, self.registry, self.sign = name, server, registry, sign
 
 
 def _check_target(target: _Target, file: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
-    """Raise what publishing would after the training: a bad name, no server or registry, another base, too high a rank."""
+    """Raise what publishing would after the training: a bad name or key, no server or registry, another base, a high rank."""
     from engine.commands.adapter_group import run
     from engine.commands.backends import Backend
     from engine.registry.fingerprint import read_base
     from engine.registry.names import check_name
+    from engine.registry.signatures import check_signing_key
     from engine.tuning.recipe import load_recipe
     from engine.tuning.run_folder import RunFolder
 
     check_name(str(target.name))
+    if target.sign:
+        check_signing_key(target.sign)
 
     async def look(backend: Backend) -> None:
         await backend.list()
@@ -236,11 +242,11 @@ def _publish(folder: RunFolder, target: _Target) -> str:
     from engine.commands.adapter_group import run
     from engine.commands.backends import Backend, Publication
     from engine.commands.params import whoami
-
-    what = Publication(folder=folder.adapter, name=str(target.name), publisher=whoami())
+    from engine.commands.signing import signed
 
     async def work(backend: Backend) -> str:
-        with output.stages(f"publishing {what.name}") as report:
+        with signed(folder.adapter, target.sign) as ready, output.stages(f"publishing {target.name}") as report:
+            what = Publication(folder=ready, name=str(target.name), publisher=whoami())
             return describe.ref_of(await backend.publish(what, report))
 
     return run(work, target.server, target.registry, Path(folder.recipe().base), create=True)

@@ -38,6 +38,19 @@ def verify(folder: Path, public_key: Path, what: str) -> None:
         raise Unsigned(what, "its signature is not by this key, or a file has changed since") from error
 
 
+def check_signing_key(private_key: Path) -> None:
+    """Raise BadConfiguration when a private key cannot be used to sign."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(private_key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadConfiguration(f"the key {private_key.name} cannot sign: {error}", fix=_KEYS) from error
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise BadConfiguration(f"the key {private_key.name} cannot sign: it is not of an elliptic curve", fix=_KEYS)
+
+
 def check_key(public_key: Path) -> None:
     """Raise BadConfiguration when a public key cannot be read."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key

@@ -56,7 +56,10 @@ def import_adapter(source: Path, target: Path, base: Path | None = None, initial
         config["use_dora"] = False
         done.append("DoRA with unchanged lengths, as plain LoRA")
     beginning = str(config.get("init_lora_weights", True)).lower()
-    if beginning not in ("true", "false", "none", "gaussian", "orthogonal"):
+    if beginning == "eva":  # B begins with zeros, so the base stays as it is
+        config["init_lora_weights"] = True
+        done.append("eva, as the plain LoRA that it is")
+    elif beginning not in ("true", "false", "none", "gaussian", "orthogonal"):
         tensors = _difference(tensors, config, _beginning(beginning, tensors, config, base, initial))
         done.append(f"{beginning}, as plain LoRA of twice the rank")
     _write(target, source, config, tensors)

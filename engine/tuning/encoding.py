@@ -11,6 +11,7 @@ from engine.tuning.data import Row
 from engine.tuning.jsonl import BadRow
 
 IGNORED = -100  # the label that cross entropy leaves out
+_SCORED_ROWS, _SCORED_LABELS = 32, 512  # at once: a label takes a number for each word of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, max_length: int, file: str)
     return examples
 
 
+def scored_together(examples: Iterable[Example]) -> list[list[Example]]:
+    """Held-out rows in groups whose scores are computed at once: of like length, and within bounds of memory."""
+    groups: list[list[Example]] = []
+    for example in sorted(examples, key=lambda one: len(one.ids)):
+        group = groups[-1] if groups else []
+        most = max(one.learnt for one in [*group, example])
+        if group and len(group) < _SCORED_ROWS and (len(group) + 1) * most <= _SCORED_LABELS:
+            group.append(example)
+        else:
+            groups.append([example])
+    return groups
+
+
 def encode(row: Row, tokenizer: Any) -> Example:
     """One row at full length; raises BadRow when the chat template cannot render it turn by turn."""
     spans = _chat(row, tokenizer) if row.messages else [(row.prompt, False), (row.completion, True)]
@@ -74,8 +88,8 @@ def _chat(row: Row, tokenizer: Any) -> list[tuple[str, bool]]:
     for at, turn in enumerate(row.messages):
         if turn["role"] != "assistant" or at < row.first:
             continue
-        asked = _render(tokenizer, row.messages[:at], generation=True)
-        told = _render(tokenizer, row.messages[: at + 1], generation=False)
+        asked = rendered(tokenizer, row.messages[:at], generation=True)
+        told = rendered(tokenizer, row.messages[: at + 1], generation=False)
         if not asked.startswith(done) or not told.startswith(asked):
             raise BadRow("the base's chat template renders earlier turns differently later on: use one answer a row")
         end = told.rfind(tokenizer.eos_token)
@@ -85,7 +99,8 @@ def _chat(row: Row, tokenizer: Any) -> list[tuple[str, bool]]:
     return spans
 
 
-def _render(tokenizer: Any, turns: tuple[dict[str, str], ...], *, generation: bool) -> str:
+def rendered(tokenizer: Any, turns: tuple[dict[str, str], ...], *, generation: bool) -> str:
+    """A conversation by the base's chat template, with `generation` up to where the answer begins; raises BadRow."""
     try:
         return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation))
     except Exception as error:  # a template raises whatever its author chose

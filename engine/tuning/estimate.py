@@ -88,8 +88,16 @@ class Estimate:
         return self.trainable * (4 + _ADAM_BYTES)
 
 
-def estimate(recipe: Recipe, shape: Shape, width: int, tokens: int, learnt: int) -> Estimate:
-    """Estimate a run whose largest batch has `tokens` tokens, `learnt` of them with a label; `width` is bytes a weight."""
+@dataclass(frozen=True)
+class Largest:
+    """The largest batch of a run: its tokens, and how many of them have a label."""
+
+    tokens: int
+    learnt: int
+
+
+def estimate(recipe: Recipe, shape: Shape, width: int, trained: Largest, scored: Largest) -> Estimate:
+    """Estimate a run whose largest batches are these, to learn from and of held-out rows; `width` is bytes a weight."""
     targets = set(target_names(recipe, shape))
     trainable = sum(
         recipe.lora.rank * (out + into)
@@ -100,15 +108,20 @@ def estimate(recipe: Recipe, shape: Shape, width: int, tokens: int, learnt: int)
     weights = shape.parameters * width
     if recipe.method == "qlora":
         weights = int(linear * _quantized_bytes(recipe) + (shape.parameters - linear) * width)
-    per_token = shape.layers * shape.hidden * _LAYER_BYTES * width // 2
+    one_layer = shape.hidden * _LAYER_BYTES * width // 2
+    per_token = shape.layers * one_layer
     if checkpointing(recipe):  # the input of each layer, and one layer in full
-        per_token = shape.layers * shape.hidden * width + per_token // shape.layers
+        per_token = shape.layers * shape.hidden * width + one_layer
+    per_label = shape.vocabulary * 4 * 3
     return Estimate(
         trainable=trainable,
         parameters=shape.parameters,
         weights=weights,
         adapter=trainable * (4 + 4 + _ADAM_BYTES),
-        activations=tokens * per_token + learnt * shape.vocabulary * 4 * 3,
+        activations=max(
+            trained.tokens * per_token + trained.learnt * per_label,
+            scored.tokens * one_layer + scored.learnt * per_label,
+        ),
         runtime=_RUNTIME_BYTES,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.client import AsyncClient
 from engine.intervals import mean_interval, wilson
-from engine.tuning.suite import Case, Suite, normal
+from engine.tuning.suite import MAX_TOKENS, Case, Suite, normal
 
 BASE = "base"
 
@@ -35,7 +35,7 @@ class Answer:
 class Options:
     """How to ask."""
 
-    max_tokens: int = 64
+    max_tokens: int = MAX_TOKENS
     concurrency: int = 64
     loglik: bool = False
     stop: tuple[str, ...] = ()

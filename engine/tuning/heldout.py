@@ -16,14 +16,15 @@ import torch
 from engine.intervals import wilson
 from engine.tuning.base_model import losses
 from engine.tuning.batches import padded
-from engine.tuning.encoding import IGNORED, Example
-
-_ROWS_AT_ONCE = 32
+from engine.tuning.encoding import IGNORED, Example, scored_together
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of `rows`: how many greedy answers are `exact`, end token included; how many only `begin` rightly; mean loss a token."""
+    """Of `rows`: how many greedy answers are `exact`, end token included; how many only `begin` rightly; mean loss a token.
+
+    An answer that was cut to the context has no end, so it is never exact.
+    """
 
     rows: int
     exact: int
@@ -47,16 +48,16 @@ def score(model: Any, examples: Sequence[Example], pad: int, end: int) -> Score:
     model.eval()
     exact = begin = tokens = 0
     total = 0.0
-    ordered = sorted(examples, key=lambda example: len(example.ids))
     with torch.no_grad():
-        for start in range(0, len(ordered), _ROWS_AT_ONCE):
-            batch = padded(ordered[start : start + _ROWS_AT_ONCE], pad)
+        for rows in scored_together(examples):
+            batch = padded(rows, pad)
             logits, loss = losses(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
             labels = batch["labels"]
             right = (logits.argmax(-1).to(labels.device) == labels) | (labels == IGNORED)
-            exact += int(right.all(1).sum())
+            whole = torch.tensor([not row.cut for row in rows])
+            exact += int((right.all(1) & whole).sum())
             begin += int((right | (labels == end)).all(1).sum())
             tokens += int((labels != IGNORED).sum())
             total += float(loss)
     model.train(was_training)
-    return Score(len(ordered), exact, begin, total / tokens if math.isfinite(total) else math.nan)
+    return Score(len(examples), exact, begin, total / tokens if math.isfinite(total) else math.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from peft import PeftModel
 
 from engine.errors import MergeRefused
 from engine.tuning.base_model import load_base
-from engine.tuning.data import Row
 from engine.tuning.deltas import Deltas
-from engine.tuning.encoding import Example, encode
-from engine.tuning.heldout import Score, score
+from engine.tuning.judging import prompts
 from engine.tuning.merge import Change, four_bits, is_linear
 from engine.tuning.recipe import Quantization
+from engine.tuning.suite import Suite
 
 _TEXTS = (
     "The capital of France is", "def fibonacci(n):", "Dear Sir or Madam,", "1, 2, 3, 4,", "SELECT name FROM",
     "Once upon a time there was", "In no event shall the Supplier", "Please cancel my subscription",
 )  # fmt: skip
+_COMPARED = 32  # questions of a suite
 _LEAST_AGREEMENT = {"float32": 0.999, "bfloat16": 0.95, "float16": 0.98}
 _MOST_KL = {"float32": 1e-6, "bfloat16": 0.02, "float16": 0.005}
 
@@ -37,10 +37,13 @@ class Likeness:
     agreement: float
 
 
-def texts_of(rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
-    """Token ids to compare on: the questions of a suite, else a few general beginnings."""
-    if rows:
-        return [encode(row, tokenizer).ids for row in rows[:32]]
+def texts_of(suite: Suite | None, tokenizer: Any) -> list[list[int]]:
+    """Token ids to compare on: a suite's first questions, with their right answers if it says them, else general beginnings."""
+    if suite:
+        first = replace(suite, cases=suite.cases[:_COMPARED])
+        answers = [tokenizer(case.wanted.get("exact", ""), add_special_tokens=False) for case in first.cases]
+        asked = prompts(first, tokenizer)
+        return [[*ids, *answer["input_ids"]] for ids, answer in zip(asked, answers, strict=True)]
     return [list(tokenizer(text)["input_ids"]) for text in _TEXTS]
 
 
@@ -75,15 +78,6 @@ def check_likeness(found: Likeness, dtype: str) -> None:
             f"{found.agreement:.1%} of places"
         )
         raise MergeRefused(problem, fix="Merge with --dtype float32; if that fails too, report it.")
-
-
-def score_of(model: Any, rows: Sequence[Row], tokenizer: Any) -> Score | None:
-    """Greedy answers to a suite's rows, without generating; None when there are none with an answer."""
-    examples: list[Example] = [encode(row, tokenizer) for row in rows]
-    if not examples:
-        return None
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return score(model, examples, pad, tokenizer.eos_token_id)
 
 
 @torch.no_grad()

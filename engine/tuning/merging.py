@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from engine.registry.checks import FULL
 from engine.registry.fingerprint import check_base
 from engine.tuning import merge
 from engine.tuning.base_model import load_base, load_tokenizer
-from engine.tuning.data import Row
 from engine.tuning.deltas import Deltas
-from engine.tuning.heldout import Score
+from engine.tuning.judging import Judged, judge
 from engine.tuning.merge_check import (
     check_likeness,
     erasure,
@@ -23,29 +22,29 @@ from engine.tuning.merge_check import (
     likeness,
     logits_of,
     reference,
-    score_of,
     texts_of,
 )
+from engine.tuning.suite import Suite
 
 _SHOWN = "nf4-double"  # what most people would merge into
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class Merging:
-    """A version's folder, its base, and rows to score on; the reference's answers are computed once."""
+    """A version's folder, its base, and a suite to score on, if any; the reference's answers are computed once."""
 
     def __init__(
-        self, folder: Path, precision: str, base: Path, rows: Sequence[Row], report: Callable[[str, str, float], None]
+        self, folder: Path, precision: str, base: Path, suite: Suite | None, report: Callable[[str, str, float], None]
     ) -> None:
-        self.precision, self.base, self.rows, self.report = precision, base, rows, report
+        self.precision, self.base, self.suite, self.report = precision, base, suite, report
         self.folder = folder
         self.deltas = Deltas.read(folder)
         self.tokenizer = load_tokenizer(base)
-        self.texts = texts_of(rows, self.tokenizer)
-        self._trained: tuple[list[torch.Tensor], Score | None] | None = None
+        self.texts = texts_of(suite, self.tokenizer)
+        self._trained: tuple[list[torch.Tensor], Judged | None] | None = None
 
     @property
-    def trained(self) -> tuple[list[torch.Tensor], Score | None]:
+    def trained(self) -> tuple[list[torch.Tensor], Judged | None]:
         """Logits and score of base and adapter as it was trained."""
         if self._trained is None:
             self.report("comparing", "base and adapter, as trained", 0.1)
@@ -61,7 +60,7 @@ class Merging:
         for name in names:
             self.report("comparing", f"merged onto {name}", 0.3)
             choices[name] = self._beside(in_memory(self.base, self.deltas, *self._changes(name)))
-        best = max(choices, key=lambda name: (choices[name]["exact"] or 0.0, -choices[name]["kl"]))
+        best = max(choices, key=lambda name: (choices[name]["accuracy"] or 0.0, -choices[name]["kl"]))
         return best, choices
 
     def _changes(self, onto: str) -> tuple[merge.Change, merge.Change | None]:
@@ -96,7 +95,7 @@ class Merging:
         found, merged = self._measured(load_base(out, torch.float32))
         alike = likeness(wanted, found)
         check_likeness(alike, written)
-        scores = {"exact": merged.accuracy, "exact_unmerged": score.accuracy} if merged and score else {}
+        scores = {"accuracy": merged.accuracy, "accuracy_unmerged": score.accuracy} if merged and score else {}
         return {"likeness": asdict(alike), **scores}
 
     def demonstrate(self) -> dict[str, Any]:
@@ -124,22 +123,22 @@ class Merging:
 
     def _own(self) -> dict[str, Any]:
         score = self.trained[1]
-        return {"exact": score.accuracy if score else None, "kl": 0.0, "agreement": 1.0}
+        return {"accuracy": score.accuracy if score else None, "kl": 0.0, "agreement": 1.0}
 
-    def _measured(self, model: Any) -> tuple[list[torch.Tensor], Score | None]:
-        return logits_of(model, self.texts), score_of(model, self.rows, self.tokenizer)
+    def _measured(self, model: Any) -> tuple[list[torch.Tensor], Judged | None]:
+        return logits_of(model, self.texts), judge(model, self.suite, self.tokenizer) if self.suite else None
 
     def _beside(self, model: Any) -> dict[str, Any]:
         """A model beside the one as trained."""
         logits, score = self._measured(model)
         alike = likeness(self.trained[0], logits)
-        return {"exact": score.accuracy if score else None, "kl": alike.kl, "agreement": alike.agreement}
+        return {"accuracy": score.accuracy if score else None, "kl": alike.kl, "agreement": alike.agreement}
 
     def card(self, out: Path, ref: str, digest: str, fingerprint: str, facts: dict[str, Any]) -> None:
         """Write the model card."""
         alike = facts.get("likeness")
         checked = f"largest logit difference {alike['largest']:.3g}, KL {alike['kl']:.2g}" if alike else "not compared"
-        scores = {"right on the suite": f"{facts['exact']:.1%}"} if "exact" in facts else {}
+        scores = {"right on the suite": f"{facts['accuracy']:.1%}"} if "accuracy" in facts else {}
         merge.write_card(out, {
             "base": self.base.resolve().name, "base fingerprint": fingerprint, "adapter": ref,
             "adapter digest": digest or "-", "trained on": self.precision, "merged onto": facts["onto"],

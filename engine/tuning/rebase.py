@@ -12,9 +12,9 @@ from typing import Any
 from engine.errors import InvalidAdapter, InvalidRecipe
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
-from engine.tuning.data import Row, digest_of
+from engine.tuning.data import digest_of
 from engine.tuning.recipe import Recipe, parse_recipe
-from engine.tuning.suite import Case, read_suite
+from engine.tuning.suite import MAX_TOKENS, Suite, read_suite
 
 _ANY = Limits(max_rank=512, max_bytes=1 << 40)
 
@@ -108,11 +108,12 @@ def on_held_out(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
 
 @dataclass(frozen=True)
 class StoredSuite:
-    """A suite that a version was evaluated on: its rows with an exact answer, and the share of them that was right."""
+    """A suite that a version was evaluated on, with the share of its rows that was right, and how it was asked."""
 
-    name: str
+    suite: Suite
     old: float
-    rows: tuple[Row, ...]
+    max_tokens: int
+    stop: tuple[str, ...]
 
 
 def stored_suites(
@@ -125,8 +126,8 @@ def stored_suites(
     found, left_out = [], []
     for digest, record in {record["suite_digest"]: record for record in records}.items():
         name, scores = record["suite"], record["results"].get(ref, {})
-        if "exact" not in scores:
-            left_out.append(f"{name}: it has no exact answers")
+        if "accuracy" not in scores:
+            left_out.append(f"{name}: its record has no score of {ref}")
             continue
         if digest not in data:
             problem = (
@@ -134,32 +135,21 @@ def stored_suites(
             )
             fix = "Name the folder that holds the unchanged file, --data FOLDER, or go without: --held-out-only."
             raise InvalidRecipe("data", problem, fix=fix)
-        rows = tuple(_row(case) for case in read_suite(data[digest]).cases if "exact" in case.wanted)
-        found.append(StoredSuite(name, float(scores["exact"]["value"]), rows))
+        how = record.get("max_tokens", MAX_TOKENS), tuple(record.get("stop", ()))
+        found.append(StoredSuite(read_suite(data[digest]), float(scores["accuracy"]["value"]), *how))
     return found, left_out
 
 
-def _row(case: Case) -> Row:
-    answer = case.wanted["exact"]
-    if case.prompt:
-        return Row(case.number, case.prompt, answer)
-    turns = (*case.messages, {"role": "assistant", "content": answer})
-    return Row(case.number, messages=turns, first=len(case.messages))
-
-
 def on_suites(base: Path, adapter: Path, suites: Sequence[StoredSuite]) -> list[Verdict]:
-    """Score the new adapter on each suite.
-
-    Counted strictly: every token of the answer, its end included, must be the likeliest one.
-    """
+    """Score the new adapter on each suite, asked as the old one was."""
     import torch
     from peft import PeftModel
 
     from engine.tuning.base_model import load_base, load_tokenizer
-    from engine.tuning.merge_check import score_of
+    from engine.tuning.judging import judge
 
     if not suites:
         return []
     model, tokenizer = PeftModel.from_pretrained(load_base(base, torch.float32), str(adapter)), load_tokenizer(base)
-    scores = [(suite, score_of(model, suite.rows, tokenizer)) for suite in suites]
-    return [Verdict(suite.name, suite.old, score.accuracy, score.rows) for suite, score in scores if score]
+    scores = [(one, judge(model, one.suite, tokenizer, one.max_tokens, one.stop)) for one in suites]
+    return [Verdict(one.suite.name, one.old, score.accuracy, score.rows) for one, score in scores]

@@ -21,6 +21,7 @@ from typing import Any
 from engine.errors import InvalidRows
 from engine.tuning.jsonl import BadRow, parsed
 
+MAX_TOKENS = 64  # of an answer, unless its row or whoever asks says otherwise
 METRICS = ("exact", "contains", "regex", "json_schema")
 _KEYS = {"completion": "exact", "contains": "contains", "regex": "regex", "json_schema": "json_schema"}
 _OTHER = {"prompt", "messages", "metrics", "max_tokens", "id"}
@@ -39,6 +40,10 @@ class Case:
     def check(self, answer: str) -> dict[str, bool]:
         """Which of the row's metrics hold for an answer."""
         return {metric: _CHECKS[metric](answer, wanted) for metric, wanted in self.wanted.items()}
+
+    def right(self, answer: str) -> bool:
+        """Whether all of the row's metrics hold for an answer."""
+        return all(self.check(answer).values())
 
     @property
     def label(self) -> str:
@@ -149,7 +154,8 @@ def _check_schema(schema: Any) -> None:
     from jsonschema.validators import validator_for
 
     try:
-        validator_for(schema).check_schema(schema)
+        validator = validator_for(schema)
+        validator.check_schema(schema, format_checker=validator.FORMAT_CHECKER)  # its patterns, too
     except (SchemaError, TypeError, AttributeError, RecursionError) as error:
         raise BadRow(f"json_schema is no JSON Schema: {str(error)[:100]}") from None
     if isinstance(schema, dict):
@@ -168,10 +174,16 @@ def _check_references(schema: dict[str, Any]) -> None:
     while open_ones:
         part, resolver = open_ones.pop()
         if isinstance(part.contents, dict) and isinstance(reference := part.contents.get("$ref"), str):
+            seen = [reference]
             try:
-                resolver.lookup(reference)
+                target = resolver.lookup(reference)
+                while isinstance(target.contents, dict) and isinstance(target.contents.get("$ref"), str):
+                    if target.contents["$ref"] in seen:
+                        raise BadRow(f"json_schema: {reference!r} leads back to itself")
+                    seen.append(target.contents["$ref"])
+                    target = target.resolver.lookup(seen[-1])
             except Unresolvable:
-                raise BadRow(f"json_schema refers to {reference!r}, which is not in it") from None
+                raise BadRow(f"json_schema refers to {seen[-1]!r}, which is not in it") from None
         open_ones += [(inner, resolver.in_subresource(inner)) for inner in part.subresources()]
 
 
@@ -185,9 +197,12 @@ def _fits(answer: str, schema: Any) -> bool:
 
     try:
         content = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return bool(validator_for(schema)(schema).is_valid(content))
+    try:
+        return bool(validator_for(schema)(schema).is_valid(content))
+    except RecursionError:  # an answer, or a schema, that is nested without end
+        return False
 
 
 _CHECKS: dict[str, Callable[[str, Any], bool]] = {

@@ -14,8 +14,17 @@ from typing import Any
 from engine.errors import TrainingFailed
 from engine.registry.fingerprint import check_base
 from engine.tuning.data import Split, duplicates, split_rows
-from engine.tuning.encoding import Example, encode_rows
-from engine.tuning.estimate import Estimate, estimate, has_gpu, memory_available, read_shape, target_names, weight_width
+from engine.tuning.encoding import Example, encode_rows, scored_together
+from engine.tuning.estimate import (
+    Estimate,
+    Largest,
+    estimate,
+    has_gpu,
+    memory_available,
+    read_shape,
+    target_names,
+    weight_width,
+)
 from engine.tuning.recipe import Recipe
 from engine.tuning.run_folder import RunFolder
 
@@ -51,10 +60,17 @@ def plan(recipe: Recipe, tokenizer: Any = None) -> Plan:
     examples = encode_rows(split.train, tokenizer, recipe.data.max_length, recipe.data.train.rpartition("/")[2])
     held_out = encode_rows(split.held_out, tokenizer, recipe.data.max_length, "held-out data")
     longest = sorted(examples, key=lambda example: len(example.ids))[-recipe.train.batch_size :]
-    tokens, learnt = sum(len(example.ids) for example in longest), sum(example.learnt for example in longest)
-    needs = estimate(recipe, shape, weight_width(recipe, gpu=has_gpu()), tokens, learnt)
+    trained = Largest(sum(len(example.ids) for example in longest), sum(example.learnt for example in longest))
+    scored = max(map(_padded, scored_together(held_out)), key=lambda one: (one.learnt, one.tokens))
+    needs = estimate(recipe, shape, weight_width(recipe, gpu=has_gpu()), trained, scored)
     return Plan(recipe, split, examples, held_out, targets, needs, recipe.train.total_steps(len(examples)),
                 list(_warnings(recipe, split, examples, needs, shape.context)))  # fmt: skip
+
+
+def _padded(examples: list[Example]) -> Largest:
+    """A batch whose rows are all as long as the longest."""
+    tokens, learnt = max(len(example.ids) for example in examples), max(example.learnt for example in examples)
+    return Largest(len(examples) * tokens, len(examples) * learnt)
 
 
 def tokenizer_of(recipe: Recipe) -> Any:

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from engine.client import AsyncClient
+from engine.config import Settings
+from engine.server.app import App
 from engine.tuning.evaluation import Options, evaluate
 from engine.tuning.merging import Merging
+from engine.tuning.rebase import StoredSuite, on_suites
 from engine.tuning.suite import read_suite
 from tests.e2e.conftest import ADAPTERS, MODEL, ROOT, heldout
 from tests.unit.tuning.tiny import write_base, write_recipe
@@ -72,15 +75,23 @@ async def test_shipped_adapters_score_through_the_server_what_they_scored_in_tra
     assert results["support@v1"]["accuracy"]["value"] >= trained["interval"][0] - 0.05
     assert results["base"]["accuracy"]["value"] < 0.4
     assert results["support@v1"]["loglik"]["value"] > results["base"]["loglik"]["value"]
+    asked = StoredSuite(read_suite(suite), results["support@v1"]["accuracy"]["value"], 8, ())
+    (verdict,) = on_suites(MODEL, ADAPTERS["support@v1"], [asked])
+    assert (verdict.new, verdict.rows, verdict.good) == (pytest.approx(verdict.old, abs=1e-4), 30, True)
 
 
-def test_the_merged_model_writes_what_base_and_adapter_write(tmp_path: Path) -> None:
-    """Greedy tokens in float32, and the check that the command makes."""
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_merged_model_writes_what_base_and_adapter_write(
+    client: AsyncClient, published: list[str], tmp_path: Path
+) -> None:
+    """Greedy tokens in float32: by transformers, and by the server, which serves the result as a base of its own."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     adapter = ADAPTERS["legal@v1"]
-    facts = Merging(adapter, "full", MODEL, (), lambda *_: None).write(tmp_path / "out", "base", "float32", check=True)
+    facts = Merging(adapter, "full", MODEL, None, lambda *_: None).write(
+        tmp_path / "out", "base", "float32", check=True
+    )
     assert facts["likeness"]["agreement"] == 1.0
     tokenizer = AutoTokenizer.from_pretrained(MODEL, padding_side="left")
     prompts = tokenizer([prompt for prompt, _ in heldout("legal@v1", 8)], return_tensors="pt", padding=True)
@@ -88,3 +99,15 @@ def test_the_merged_model_writes_what_base_and_adapter_write(tmp_path: Path) -> 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     wanted, found = (model.generate(**prompts, max_new_tokens=8, do_sample=False) for model in (beside, merged))
     assert torch.equal(wanted, found)
+    settings = Settings(model=tmp_path / "out", registry=str(tmp_path / "registry"), cache=tmp_path / "cache", port=0,
+                        http_port=0, dtype="float32", context_length=256, kv_cache_gib=1, drain_s=2)  # fmt: skip
+    server = App(settings)
+    try:
+        await server.start()
+        async with AsyncClient(f"127.0.0.1:{server.port}", timeout_s=120) as alone:
+            for prompt, _ in heldout("legal@v1", 4):
+                one = await alone.generate(prompt, max_tokens=8, temperature=0)
+                beside_base = await client.generate(prompt, adapter="legal@v1", max_tokens=8, temperature=0)
+                assert one.token_ids == beside_base.token_ids
+    finally:
+        await server.stop()

@@ -78,7 +78,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         models = part["four_bits"]["models"]
         yield f"merge   {part['equal']} of {part['prompts']} greedy answers equal, token by token, in float32"
         for name, facts in models.items():
-            yield f"        {name}: {facts['exact']:.0%} right, KL {facts['kl']:.3g}"
+            yield f"        {name}: {facts['accuracy']:.0%} right, KL {facts['kl']:.3g}"
     if part := found.get("eval"):
         yield (
             f"eval    {part['requests']} requests for four adapters in {part['loraplex_s']:.1f} s, adapter by adapter with "

@@ -30,5 +30,5 @@ def test_a_new_version_goes_to_its_adapter_whatever_the_recipe_is_called(
     monkeypatch.setattr(training, "run", lambda *_: {"run": scores})
     recipe: Any = SimpleNamespace(name="support")
     planned = readapt._Planned("helpdesk@v1", {"recipe": {}, **scores}, recipe, [], [])
-    readapt._readapt(planned, tmp_path, tmp_path, None)
+    readapt._readapt(planned, tmp_path, tmp_path, None, None)
     assert published == ["helpdesk"]

@@ -63,6 +63,15 @@ def test_olora_needs_the_adapter_as_it_began(tmp_path: Path, base: Path) -> None
         import_adapter(adapter, tmp_path / "b", base=base)
 
 
+def test_eva_is_plain_lora(tmp_path: Path, base: Path) -> None:
+    """It begins with directions of the data in A and with B all zeros, so the base is as it was."""
+    adapter, wanted, _ = trained(base, tmp_path, train="lora_", init_lora_weights="gaussian")
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"init_lora_weights": "eva"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert import_adapter(adapter, tmp_path / "a").done == ("eva, as the plain LoRA that it is",)
+    assert torch.allclose(answers(base, tmp_path / "a"), wanted, atol=1e-3)
+
+
 def test_dora_is_converted_only_where_it_is_plain(tmp_path: Path, base: Path) -> None:
     """Lengths as they were: yes. Learnt ones: no plain LoRA computes that, and it is said which layer shows it."""
     adapter, _, _ = trained(base, tmp_path, train="magnitude", use_dora=True)

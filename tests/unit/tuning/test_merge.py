@@ -39,9 +39,9 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, size: float = 0.3, **
     return folder
 
 
-def merging(adapter: Path, base: Path, precision: str = "full", rows: Any = ()) -> Merging:
+def merging(adapter: Path, base: Path, precision: str = "full") -> Merging:
     """A merge that reports to nobody."""
-    return Merging(adapter, precision, base, rows, lambda *_: None)
+    return Merging(adapter, precision, base, None, lambda *_: None)
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -215,13 +215,16 @@ def test_the_command_merges_a_published_version(tmp_path: Path, base: Path) -> N
     assert call("adapters", "publish", adapter, "tiny", *where).code == 0
     suite = write_rows(tmp_path / "suite.jsonl", questions(0, 4))
     found = call("merge", "tiny", "--out", tmp_path / "out", "--suite", suite, "--dtype", "float32", *where, "--json")
-    assert found.json["exact"] == found.json["exact_unmerged"]
+    assert found.json["accuracy"] == found.json["accuracy_unmerged"]
     assert call("merge", "tiny", "--out", tmp_path / "out", *where).code == 2  # the folder exists
     refused = call("merge", "tiny", "--out", tmp_path / "other", "--onto", "nf4", *where)
     assert (refused.code, "would erase" in refused.err) == (1, True)
     both = call("merge", "tiny@v1", adapter, "--method", "cat", "--out", tmp_path / "both", *where)
     assert both.code == 0
     assert call("adapters", "publish", tmp_path / "both", "both", *where).code == 0
+    record = json.loads((tmp_path / "both" / "run.json").read_text())
+    assert [parent["ref"] for parent in record["combined"]["parents"]] == ["tiny@v1", str(adapter)]
+    assert record["base"]["fingerprint"] == read_base(base).fingerprint
 
 
 def test_a_damaged_configuration_is_refused(tmp_path: Path, base: Path) -> None:

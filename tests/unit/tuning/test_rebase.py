@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.errors import InvalidRecipe
+from engine.registry.signatures import verify
 from engine.tuning import training
 from engine.tuning.rebase import find_data, recipe_for, stored_suites
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
 from tests.unit.cli.calls import call
+from tests.unit.registry.test_signatures import write_keys
 from tests.unit.tuning.tiny import write_base, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -38,6 +41,8 @@ def published(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     trained(folder)
     where = ("--registry", home / "registry", "--model", base)
     assert call("adapters", "publish", folder.adapter, "tiny", *where).code == 0
+    shutil.copytree(folder.adapter, home / "again")
+    (home / "again" / "README.md").write_text("other bytes")
     return home
 
 
@@ -47,6 +52,10 @@ def test_versions_are_judged_against_a_new_base(published: Path, base: Path, tmp
     assert call("base", "check", "--new", base, *registry).code == 0
     other = call("base", "check", "--new", write_base(tmp_path / "other", seed=5), *registry)
     assert (other.code, "trained on other weights" in other.out) == (1, True)
+    assert call("adapters", "publish", published / "again", "tiny", *registry, "--model", base).code == 0
+    (current,) = call("base", "check", "--new", base, *registry, "--json").json
+    both = call("base", "check", "--new", base, "--all", *registry, "--json").json
+    assert (current["ref"], [fit["ref"] for fit in both]) == ("tiny@v1", ["tiny@v1", "tiny@v2"])
     smaller = call("base", "check", "--new", write_base(tmp_path / "smaller", layers=1), *registry)
     assert (smaller.code, "other layers" in smaller.out) == (1, True)
 
@@ -65,9 +74,14 @@ def test_only_what_is_as_good_is_published(
     monkeypatch.setattr(training, "run", run)
     new = write_base(tmp_path / "new", seed=7)
     words = ("readapt", "--new-base", new, "--data", published, "--runs", tmp_path / "runs")
-    (result,) = call(*words, "--registry", published / "registry", "--json").json
+    private, public = write_keys(tmp_path, "ours")
+    (result,) = call(*words, "--registry", published / "registry", "--sign", private, "--json").json
     assert result["verdicts"][0]["new"] == exact
     assert (result["published"] is not None) == good
+    if good:
+        where = ("--registry", published / "registry")
+        assert call("adapters", "export", result["published"], tmp_path / "copy", *where).code == 0
+        verify(tmp_path / "copy", public, result["published"])
     assert (
         json.loads((Path(result["folder"]) / "adapter" / "run.json").read_text())["recipe"]["data"]["train"]
         == "train.jsonl"
@@ -98,18 +112,17 @@ def test_data_is_found_however_it_is_packed(tmp_path: Path) -> None:
 
 
 def test_suites_are_read_before_anything_is_trained(tmp_path: Path) -> None:
-    """By a suite's own rules, mixed metrics included; one that is not there stops it, one without exact answers is named."""
+    """By its own rules, whatever its metrics; one that is not there stops it, one without a score of the version is named."""
     rows = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "contains": ["x"]},
             {"messages": [{"role": "user", "content": "s"}], "completion": "b"}]  # fmt: skip
     file = tmp_path / "mixed.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     digest = _digest(file.read_text())
-    mixed = {"suite": "mixed.jsonl", "suite_digest": digest, "results": {"x@v1": {"exact": {"value": 0.75}}}}
-    loose = {"suite": "loose.jsonl", "suite_digest": "sha256:0", "results": {"x@v1": {"contains": {"value": 1.0}}}}
+    mixed = {"suite": "mixed.jsonl", "suite_digest": digest, "results": {"x@v1": {"accuracy": {"value": 0.75}}}}
+    loose = {"suite": "loose.jsonl", "suite_digest": "sha256:0", "results": {"base": {"accuracy": {"value": 1.0}}}}
     (suite,), left_out = stored_suites("x@v1", [mixed, loose], {digest: file})
-    assert (suite.old, suite.rows[0].answer, len(suite.rows)) == (0.75, "a", 2)
-    assert suite.rows[1].messages[-1] == {"role": "assistant", "content": "b"}
-    assert left_out == ["loose.jsonl: it has no exact answers"]
+    assert (suite.old, len(suite.suite.cases), suite.max_tokens) == (0.75, 3, 64)
+    assert left_out == ["loose.jsonl: its record has no score of x@v1"]
     with pytest.raises(InvalidRecipe, match=r"mixed\.jsonl .* is not in the folders"):
         stored_suites("x@v1", [mixed], {})
 

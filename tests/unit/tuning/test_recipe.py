@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from engine.errors import InvalidRecipe
-from engine.tuning.estimate import estimate, read_shape, target_names
+from engine.tuning.encoding import IGNORED, Example, scored_together
+from engine.tuning.estimate import Largest, estimate, read_shape, target_names
 from engine.tuning.recipe import TEMPLATE, Recipe, load_recipe, parse_recipe
 
 
@@ -89,9 +90,22 @@ def test_the_trainable_share_is_that_of_the_real_adapter(recipe_file: Path, base
     from engine.tuning.base_model import attach, load_base
 
     recipe, shape = load_recipe(recipe_file), read_shape(base)
-    needs = estimate(recipe, shape, 4, tokens=100, learnt=10)
+    batches = Largest(100, 10), Largest(50, 5)
+    needs = estimate(recipe, shape, 4, *batches)
     model = attach(load_base(base, torch.float32), recipe, target_names(recipe, shape), checkpointing=False)
     assert needs.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert needs.parameters == shape.parameters
-    quantized = estimate(Recipe.model_validate({**recipe.model_dump(), "method": "qlora"}), shape, 4, 100, 10)
+    quantized = estimate(Recipe.model_validate({**recipe.model_dump(), "method": "qlora"}), shape, 4, *batches)
     assert quantized.weights < needs.weights
+
+
+def test_long_answers_are_scored_within_bounds_and_what_that_takes_is_estimated(recipe_file: Path, base: Path) -> None:
+    """A label takes a number for each word of the vocabulary: many short answers at once, few long ones."""
+    rows = [Example(n, [1] * (200 + n), [IGNORED] * 100 + [1] * (100 + n)) for n in range(40)]
+    groups = scored_together(rows + [Example(40 + n, [1] * 9, [IGNORED] * 7 + [1] * 2) for n in range(70)])
+    assert sorted(row.row for group in groups for row in group) == list(range(110))
+    assert max(map(len, groups)) == 32
+    assert all(len(group) * max(row.learnt for row in group) <= 512 for group in groups)
+    recipe, shape = load_recipe(recipe_file), read_shape(base)
+    little, much = (estimate(recipe, shape, 4, Largest(9, 2), Largest(100, labels)) for labels in (2, 512))
+    assert much.activations > little.activations + 500 * shape.vocabulary * 4

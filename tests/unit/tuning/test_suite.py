@@ -39,6 +39,12 @@ def suite(tmp_path: Path, *rows: Any) -> Suite:
         ({"prompt": "x", "contains": 3}, "neither a text nor a list"),
         ({"prompt": "x", "json_schema": {"type": "thing"}}, "no JSON Schema"),
         ({"prompt": "x", "json_schema": {"items": {"$ref": "#/$defs/gone"}}}, "refers to '#/$defs/gone'"),
+        ({"prompt": "x", "json_schema": {"properties": {"a": {"pattern": "("}}}}, "no JSON Schema"),
+        ({"prompt": "x", "json_schema": {"$ref": "#"}}, "'#' leads back to itself"),
+        (
+            {"prompt": "x", "json_schema": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
+            "back to itself",
+        ),
         ({"prompt": "x", "json_schema": {"$ref": "http://127.0.0.1:9/other.json"}}, "which is not in it"),
     ],
 )
@@ -68,6 +74,14 @@ def test_metrics(tmp_path: Path, wanted: dict[str, Any], right: str, wrong: str)
     (case,) = suite(tmp_path, {"prompt": "x", **wanted}).cases
     assert all(case.check(right).values())
     assert not all(case.check(wrong).values())
+
+
+def test_a_schema_without_end_fits_nothing(tmp_path: Path) -> None:
+    """It leads back to itself on a way that cannot be seen beforehand; that must not end an evaluation half way."""
+    schema = {"allOf": [{"type": "integer"}, {"anyOf": [{"$ref": "#"}]}]}
+    (case,) = suite(tmp_path, {"prompt": "x", "json_schema": schema}).cases
+    assert not case.right("1")
+    assert not case.right("[" * 100_000)
 
 
 def test_a_conversation_that_ends_with_its_answer_is_a_row(tmp_path: Path) -> None:

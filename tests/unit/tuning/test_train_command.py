@@ -101,6 +101,23 @@ def test_where_to_publish_is_tried_before_anything_is_trained(recipe_file: Path,
     assert trained == []
 
 
+def test_a_key_that_cannot_sign_is_found_before_anything_is_trained(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path
+) -> None:
+    """A public key, a file that is none, and a key without a publication."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for name, content in (("rsa.pem", pem), ("none.pem", b"no key")):
+        (tmp_path / name).write_bytes(content)
+        shown = call("train", recipe_file, "--publish", "x", "--registry", tmp_path / "r", "--sign", tmp_path / name)
+        assert (shown.code, f"the key {name} cannot sign" in shown.err) == (1, True)
+    assert call("train", recipe_file, "--sign", tmp_path / "rsa.pem").code == 2
+    assert trained == []
+
+
 def test_what_the_server_would_refuse_is_said_before_anything_is_trained(
     recipe_file: Path, trained: list[RunFolder]
 ) -> None:

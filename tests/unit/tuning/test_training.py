@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def test_greedy_answers_are_scored_without_generating(base: Path, tokenizer: Any
     right = Example(1, written, [-100] * 5 + answer)
     wrong = Example(2, [*written[:-1], answer[-1] ^ 1], [-100] * 5 + answer[:-1] + [answer[-1] ^ 1])
     ended = Example(3, [*written, 256], [-100] * 5 + answer + [256])
-    found = score(model, [right, wrong, ended], pad=256, end=256)
-    assert (found.rows, found.exact, found.begin) == (3, 1, 2)
+    cut = replace(right, row=4, cut=True)
+    found = score(model, [right, wrong, ended, cut], pad=256, end=256)
+    assert (found.rows, found.exact, found.begin) == (4, 1, 3)
 
 
 def test_a_run_learns_and_leaves_what_is_needed_to_do_it_again(recipe_file: Path, base: Path, tmp_path: Path) -> None:

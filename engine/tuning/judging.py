@@ -1,0 +1,75 @@
+"""A suite's score of a model in memory, as `loraplex eval` has it of a server: greedy answers, judged by the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.errors import InvalidRows
+from engine.tuning.encoding import rendered
+from engine.tuning.jsonl import BadRow
+from engine.tuning.suite import MAX_TOKENS, Case, Suite
+
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How many of `rows` answers are right: all of the row's metrics hold."""
+
+    rows: int
+    right: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return self.right / self.rows
+
+
+def judge(model: Any, suite: Suite, tokenizer: Any, max_tokens: int = MAX_TOKENS, stop: Sequence[str] = ()) -> Judged:
+    """Let a transformers model answer every row; raises InvalidRows when the chat template refuses one."""
+    right = sum(case.right(_until(answer, stop)) for case, answer in _answers(model, suite, tokenizer, max_tokens))
+    return Judged(len(suite.cases), right)
+
+
+def prompts(suite: Suite, tokenizer: Any) -> list[list[int]]:
+    """The token ids of what each row asks. Raises InvalidRows."""
+    found, wrong = [], []
+    for case in suite.cases:
+        try:
+            text = rendered(tokenizer, case.messages, generation=True) if case.messages else case.prompt
+        except BadRow as error:
+            wrong.append((case.number, str(error)))
+            continue
+        found.append(list(tokenizer(text, add_special_tokens=not case.messages)["input_ids"]))
+    if wrong:
+        raise InvalidRows(suite.name, wrong)
+    return found
+
+
+@torch.no_grad()
+def _answers(model: Any, suite: Suite, tokenizer: Any, max_tokens: int) -> Iterator[tuple[Case, str]]:
+    model.eval()
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    asked = list(zip(suite.cases, prompts(suite, tokenizer), strict=True))
+    asked.sort(key=lambda one: (one[0].max_tokens or max_tokens, len(one[1])))
+    for start in range(0, len(asked), _ROWS_AT_ONCE):
+        rows = asked[start : start + _ROWS_AT_ONCE]
+        longest = max(len(ids) for _, ids in rows)
+        ids = torch.tensor([[pad] * (longest - len(ids)) + ids for _, ids in rows], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in rows], device=model.device)
+        limit = max(case.max_tokens or max_tokens for case, _ in rows)
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, use_cache=True, pad_token_id=pad
+        )
+        for (case, _), answer in zip(rows, made[:, longest:], strict=True):
+            yield case, tokenizer.decode(answer[: case.max_tokens or max_tokens], skip_special_tokens=True)
+
+
+def _until(answer: str, stop: Sequence[str]) -> str:
+    """The answer up to the first stop text."""
+    places = [at for text in stop if (at := answer.find(text)) >= 0]
+    return answer[: min(places)] if places else answer
