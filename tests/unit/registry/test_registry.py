@@ -7,7 +7,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import obstore
@@ -105,6 +107,23 @@ async def test_promote_and_roll_back(registry: Registry, make_checked: Make) -> 
     history = await registry.history("support")
     assert [(change.sequence, change.version) for change in history] == [(1, "v1"), (2, "v2"), (3, "v3")]
     assert (history[1].actor, history[1].reason) == ("ann", "better")
+
+
+async def test_the_order_of_moves_is_not_that_of_clocks(
+    registry: Registry, make_checked: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers whose clocks are days apart move one alias: the last move counts, and a rollback goes to the one before."""
+    for seed in range(3):
+        await publish(registry, make_checked, seed)
+    for version, days in (("v2", 3), ("v3", -3)):
+        now = datetime.now(UTC) + timedelta(days=days)
+        monkeypatch.setattr("engine.registry.registry.datetime", SimpleNamespace(now=lambda _, now=now: now))
+        await registry.set_alias("support", "current", version)
+    assert (await registry.aliases("support"))["current"] == "v3"
+    assert await registry.rollback_target("support", "current") == "v2"
+    catalog = Catalog(registry)
+    await catalog.refresh()
+    assert catalog.adapters["support"].aliases["current"] == "v3"
 
 
 async def test_aliases_are_set_and_removed(registry: Registry, make_checked: Make) -> None:
