@@ -21,12 +21,24 @@ class Cpu(Protocol):
 def on_every_core() -> str:
     """Have vLLM's processes, which are started later, compute with every core; returns the executor to name to vLLM.
 
-    OMP_NUM_THREADS stands if it is set: Ray sets it to a replica's share of the CPUs.
+    OMP_NUM_THREADS stands if it is set: Ray sets it to a replica's share of the CPUs. So does vLLM's own setting of the cores
+    to use, VLLM_CPU_OMP_THREADS_BIND, such as "0-3,8".
     """
-    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, parse_id_list
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(compute_threads(get_allowed_cpu_list())))
+    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
+    if bound in ("auto", "nobind"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(compute_threads(get_allowed_cpu_list())))
+    else:
+        for name, value in bound_to(parse_id_list(bound)).items():
+            os.environ.setdefault(name, value)
     return "engine.vllm_plugin.executor.InProcessExecutor"
+
+
+def bound_to(cpus: Sequence[int]) -> dict[str, str]:
+    """OpenMP's settings (5.2, section 21.1) for one thread on each of these logical CPUs."""
+    places = ",".join(f"{{{cpu}}}" for cpu in cpus)
+    return {"OMP_NUM_THREADS": str(len(cpus)), "OMP_PLACES": places, "OMP_PROC_BIND": "true"}
 
 
 def compute_threads(allowed: Sequence[Cpu], quota: Path = _QUOTA) -> int:

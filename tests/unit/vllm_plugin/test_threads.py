@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from engine.vllm_plugin.threads import compute_threads
+from engine.vllm_plugin.threads import bound_to, compute_threads
 
 
 class Cpu(NamedTuple):
@@ -38,6 +38,11 @@ def test_compute_threads(allowed: list[Cpu], quota: str, threads: int, tmp_path:
     """One for each physical core of one node, within the container's limit."""
     (tmp_path / "cpu.max").write_text(quota)
     assert compute_threads(allowed, tmp_path / "cpu.max") == threads
+
+
+def test_cores_that_were_chosen() -> None:
+    """A thread for each, and each at its own."""
+    assert bound_to([2, 5]) == {"OMP_NUM_THREADS": "2", "OMP_PLACES": "{2},{5}", "OMP_PROC_BIND": "true"}
 
 
 def test_outside_of_a_container(tmp_path: Path) -> None:
