@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from engine.errors import InvalidRows
 from engine.tuning.encoding import rendered
 from engine.tuning.jsonl import BadRow
-from engine.tuning.suite import MAX_TOKENS, Case, Suite
+from engine.tuning.suite import MAX_TOKENS, Case, Suite, normal
 
 _ROWS_AT_ONCE = 32
 
@@ -62,11 +63,32 @@ def _answers(model: Any, suite: Suite, tokenizer: Any, max_tokens: int) -> Itera
         ids = torch.tensor([[pad] * (longest - len(ids)) + ids for _, ids in rows], device=model.device)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in rows], device=model.device)
         limit = max(case.max_tokens or max_tokens for case, _ in rows)
+        done = _Wrong([case for case, _ in rows], tokenizer, longest)
         made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, use_cache=True, pad_token_id=pad
-        )
+            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, use_cache=True, pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([done]),
+        )  # fmt: skip
         for (case, _), answer in zip(rows, made[:, longest:], strict=True):
             yield case, tokenizer.decode(answer[: case.max_tokens or max_tokens], skip_special_tokens=True)
+
+
+class _Wrong(StoppingCriteria):
+    """Ends an answer that has to be a certain text once it is another one, whatever would follow."""
+
+    def __init__(self, cases: Sequence[Case], tokenizer: Any, start: int) -> None:
+        self._wanted = [case.label if set(case.wanted) == {"exact"} else None for case in cases]
+        self._tokenizer, self._start = tokenizer, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Of each row, whether it is decided."""
+        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        ended = [self._decided(text, wanted) for text, wanted in zip(texts, self._wanted, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
+
+    @staticmethod
+    def _decided(text: str, wanted: str | None) -> bool:
+        half = text.endswith("\ufffd")  # of a character
+        return wanted is not None and not half and not wanted.startswith(normal(text))
 
 
 def _until(answer: str, stop: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def likeness(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> L
     p = torch.cat([a.log_softmax(-1) for a in wanted])
     q = torch.cat([b.log_softmax(-1) for b in found])
     kl = float((p.exp() * (p - q)).sum(-1).mean())
-    return Likeness(largest, kl, float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+    return Likeness(largest, 0.0 if kl < 0 else kl, float((p.argmax(-1) == q.argmax(-1)).float().mean()))
 
 
 def check_likeness(found: Likeness, dtype: str) -> None:

@@ -67,6 +67,7 @@ async def contest(
     model: Path,
     scratch: Path,
     adapters: int,
+    zipf: float,
     callers: int,
     seconds: float,
     settle_s: float,
@@ -99,7 +100,7 @@ async def contest(
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for round_, (name, target) in itertools.product(range(rounds), ways.items()):
             with step(f"{name}, round {round_ + 1} of {rounds}"):
-                group = Group(target, callers, [folder.name for folder in made], exponent=1.0)
+                group = Group(target, callers, [folder.name for folder in made], exponent=zipf)
                 (seen,) = await watch([group], seconds, settle_s, seed=round_)
                 found[name].append(
                     {
@@ -111,6 +112,12 @@ async def contest(
                     }
                 )
         return found
+
+
+def perfect_split(adapters: int, zipf: float) -> float:
+    """How much more often an adapter is resident if the slots of all replicas hold different ones, each the most popular."""
+    weights: list[float] = [rank**-zipf for rank in range(1, adapters + 1)]
+    return sum(weights[: REPLICAS * SLOTS]) / sum(weights[:SLOTS])
 
 
 def ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -136,7 +143,8 @@ def table(found: dict[str, list[dict[str, float]]], ratio: dict[str, float]) -> 
 
 
 def affinity(
-    adapters: Annotated[int, typer.Option(min=1, help="Published adapters, as popular as Zipf's law has it.")] = 40,
+    adapters: Annotated[int, typer.Option(min=1, help="Published adapters.")] = 40,
+    zipf: Annotated[float, typer.Option(min=0, help="How much more popular some are: Zipf's exponent.")] = 1.0,
     callers: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each window.")] = 20,
     settle: Annotated[float, typer.Option(min=0, help="What goes before it and is not counted.")] = 8,
@@ -149,22 +157,34 @@ def affinity(
 
     Examples:
       make bench ARGS="affinity"           about five minutes
-      make bench ARGS="affinity --callers 32 --rounds 1"
+      make bench ARGS="affinity --zipf 0.6 --callers 32 --rounds 1"
 
     Two real engines of eight slots each and one registry; each has its share of
     the machine's cores. Round-robin has no router between, to its advantage.
     affinity.json goes into the report's folder.
     """
     with tempfile.TemporaryDirectory(prefix="loraplex-bench-") as scratch, output.progress(2 * rounds + 1) as step:
-        work = contest(model, Path(scratch), adapters, callers, seconds, settle, rounds, step)
+        work = contest(model, Path(scratch), adapters, zipf, callers, seconds, settle, rounds, step)
         found = run_until_signal(work)
     ratio = ratios(found)
-    data = {"machine": machine(), "model": model.name, "adapters": adapters, "callers": callers, "slots": SLOTS}
+    data = {
+        "machine": machine(),
+        "model": model.name,
+        "adapters": adapters,
+        "zipf": zipf,
+        "callers": callers,
+        "slots": SLOTS,
+    }
+    data["perfect_split"] = perfect_split(adapters, zipf)
     path = output.save(data | {"rounds": found, "ratios": ratio}, report / "affinity.json")
     if as_json:
         output.write_json(data | {"rounds": found, "ratios": ratio})
     else:
         output.show(
-            [f"{adapters} adapters, {REPLICAS} replicas of {SLOTS} slots, {callers} callers", table(found, ratio)]
+            [
+                f"{adapters} adapters (Zipf {zipf:g}), {REPLICAS} replicas of {SLOTS} slots, {callers} callers",
+                table(found, ratio),
+                f"Slots that all held different adapters, the most popular: {data['perfect_split']:.2f} times as many hits.",
+            ]
         )
     output.note(f"written: {path}")
