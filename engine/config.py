@@ -221,6 +221,9 @@ class RouterSettings(BaseSettings):
     give_up_s: float = Field(
         30.0, ge=0, le=3600, description="How long a request that fails on every replica is tried again."
     )
+    coalesce: bool = Field(
+        True, description="Put a stream's messages together while this process is busy, 20 ms of them at most."
+    )
 
     # Where to listen
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")

@@ -21,6 +21,7 @@ from engine.cluster.router.adapters import AdapterFanOut
 from engine.cluster.router.generation import GenerationForwarder
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.overview import Overview
+from engine.cluster.router.together import Pace
 from engine.config import MEBIBYTE, RouterSettings
 from engine.server.app import CONNECTIONS, SERVICES, listen
 from engine.server.boundary import Boundary
@@ -43,6 +44,7 @@ class RouterApp:
         self.tls = Tls.of(settings)
         self.fleet = Fleet(source, settings.poll_s, settings.name, Access.of(settings))
         self.fleet.on_change = self._changed
+        self.pace = Pace()
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.boundary.tracing = self.tracing = tracing_of(settings, "loraplex-router")
         self.health = HealthServicer()
@@ -54,6 +56,7 @@ class RouterApp:
         self._server: aio.Server | None = None
         self._telling: asyncio.Task[None] | None = None
         self._following: asyncio.Task[NoReturn] | None = None
+        self._pacing: asyncio.Task[NoReturn] | None = None
         self._draining = False
         self._claims: list[socket.socket] = []
 
@@ -71,6 +74,8 @@ class RouterApp:
         # Last: from the moment that it listens, callers of a router that it takes the place of may be sent here.
         self.port = listen(self._server, f"{settings.host}:{settings.port}", self.tls)
         await self._server.start()
+        if settings.coalesce:
+            self._pacing = asyncio.create_task(self.pace.watch())
         if self.tls:
             self._following = asyncio.create_task(self.tls.follow())
         if settings.unprotected:
@@ -91,7 +96,7 @@ class RouterApp:
             if self.settings.share_port:
                 await self._hand_over()
             await self._server.stop(grace=max(0.0, until - time.monotonic()))
-        for task in (self._telling, self._following):
+        for task in (self._telling, self._following, self._pacing):
             if task:
                 task.cancel()
         await self.side_port.stop()
@@ -121,7 +126,7 @@ class RouterApp:
         ]
         server = aio.server(interceptors=self.interceptors, options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        forwarder = GenerationForwarder(self.fleet, self.metrics, settings.give_up_s)
+        forwarder = GenerationForwarder(self.fleet, self.metrics, self.pace, settings.give_up_s)
         for front in (server, self.site.calls):  # gRPC and HTTP
             front.add_generic_rpc_handlers((forwarder.handler(),))
             adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterFanOut(self.fleet), front)

@@ -23,6 +23,7 @@ from engine.cluster.router.journey import Journey, Refusal
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.sent import Sent
+from engine.cluster.router.together import Pace, together
 from engine.cluster.routing import Ask
 from engine.errors import EngineDied, NoReplica, StreamLost
 from engine.server.boundary import Context
@@ -45,7 +46,8 @@ class Raw:
 class GenerationForwarder:
     """Answers by asking replicas. `give_up_s` is how long a request that fails everywhere is tried again."""
 
-    def __init__(self, fleet: Fleet, metrics: RouterMetrics, give_up_s: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: RouterMetrics, pace: Pace, give_up_s: float) -> None:
+        self._pace = pace
         self._fleet = fleet
         self._metrics = metrics
         self._give_up_s = give_up_s
@@ -91,19 +93,16 @@ class GenerationForwarder:
             raise
 
     async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
-        """Pass a replica's stream on; when it breaks, another one's that goes on where it broke."""
+        """Pass a stream on that outlives its replica."""
         started = time.monotonic()
         sent = Sent(raw.request)
         journey = self._journey(_ask(raw.request), raw.request.adapter, context)
         metadata = passed_on(context)
         try:
-            async with aclosing(self._first(raw.data, sent, journey, metadata)) as messages:
+            answer = self._whole(raw.data, sent, journey, metadata, started)
+            async with aclosing(together(answer, self._pace)) as messages:
                 async for data in messages:
                     yield data
-            while not sent.complete:
-                async with aclosing(self._rest(sent, journey, metadata, started)) as messages:
-                    async for data in messages:
-                        yield data
         except Refusal as refusal:
             await context.abort(*_as_it_came(refusal))
         except (NoReplica, EngineDied) as error:
@@ -114,6 +113,18 @@ class GenerationForwarder:
         finally:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
+
+    async def _whole(
+        self, data: bytes, sent: Sent, journey: Journey, metadata: Any, started: float
+    ) -> AsyncGenerator[bytes, None]:
+        """A replica's stream, and when it breaks that of another one which goes on where it broke."""
+        async with aclosing(self._first(data, sent, journey, metadata)) as messages:
+            async for message in messages:
+                yield message
+        while not sent.complete:
+            async with aclosing(self._rest(sent, journey, metadata, started)) as messages:
+                async for message in messages:
+                    yield message
 
     async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """The stream of the first replica that begins to answer, until its end or until it breaks."""

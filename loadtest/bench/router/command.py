@@ -30,7 +30,7 @@ from loadtest.bench.machine import machine
 from loadtest.bench.router.process import NAME as ROUTER
 from loadtest.bench.router.process import start_router
 
-DIRECT, RAY = "replica alone", "Ray Serve gRPC proxy"
+DIRECT, RAY, SINGLY = "replica alone", "Ray Serve gRPC proxy", "one by one (--no-coalesce)"
 _STREAM = "/loraplex.v1.GenerationService/GenerateStream"
 
 
@@ -62,10 +62,14 @@ class Way:
         return times
 
     async def throughput(self, streams: int, tokens: int) -> dict[str, float]:
-        """Messages a second with so many streams at once, by the clock and by the process's CPU time."""
+        """One-token messages a second with so many streams at once, by the clock and by the process's CPU time.
+
+        Of messages that were put together each counts as those that it is made of.
+        """
 
         async def one() -> int:
-            return len([message async for message in self.call(tokens)])
+            read = pb.GenerateStreamResponse.FromString
+            return sum([len(read(message).token_ids) async for message in self.call(tokens)])
 
         cpu, began = self._cpu_s(), time.perf_counter()
         received = sum(await asyncio.gather(*(one() for _ in range(streams))))
@@ -84,12 +88,11 @@ async def contest(rounds: int, streams: int, tokens: int, with_ray: bool) -> dic
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraplex-router-")))
         replica, facts = await start_module(DIRECT, "loadtest.bench.router.server", {}, {}, scratch)
         stack.push_async_callback(replica.stop)
-        router = await start_router([f"127.0.0.1:{facts['port']}"], scratch)
-        stack.push_async_callback(router.stop)
-        targets: dict[str, tuple[int, psutil.Process | None]] = {
-            DIRECT: (facts["port"], None),
-            ROUTER: (router.port, psutil.Process(router.pid)),
-        }
+        targets: dict[str, tuple[int, psutil.Process | None]] = {DIRECT: (facts["port"], None)}
+        for name, flags in ((ROUTER, ()), (SINGLY, ("--no-coalesce",))):
+            router = await start_router([f"127.0.0.1:{facts['port']}"], scratch, *flags, name=name)
+            stack.push_async_callback(router.stop)
+            targets[name] = (router.port, psutil.Process(router.pid))
         if with_ray:
             proxy, told = await start_module(RAY, "loadtest.bench.router.ray_proxy", {}, {}, scratch)
             stack.push_async_callback(proxy.stop)
@@ -144,11 +147,12 @@ def router(
     """What the router costs: added time to first token, and messages a second, against the replica alone and Ray's proxy.
 
     Examples:
-      make bench ARGS="router"             half a minute on two cores
+      make bench ARGS="router"             a minute on two cores
       make bench ARGS="router --no-ray"
 
     The replica is scripted and answers from ready-made bytes, so that all that
-    is left is the hop. router.json goes into the report's folder.
+    is left is the hop. A busy router puts messages together (--coalesce); with
+    --no-coalesce it never does. router.json goes into the report's folder.
     """
     with_ray = ray and find_spec("ray") is not None
     uvloop.install()

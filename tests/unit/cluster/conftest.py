@@ -82,6 +82,7 @@ async def start_cluster(folder: Path, count: int = 2, **settings: Any) -> AsyncI
             "drain_s": 0,
             "poll_s": 0.05,
             "give_up_s": 3,
+            "coalesce": False,  # so that streams can be compared message by message, however busy the tests are
         }
         router = RouterApp(RouterSettings(**(given | router_settings)), StaticSource(addresses))
         stack.push_async_callback(router.stop)

@@ -70,7 +70,7 @@ async def test_one_router_is_cut_off_from_one_replica(start: StartCluster, monke
         whole = await asyncio.gather(*(all_of(cluster.stubs.generation.GenerateStream(one)) for one in asked))
         addresses = [f"127.0.0.1:{relay.port}", cluster.addresses[1]]
         settings = RouterSettings(
-            replicas=",".join(addresses), port=0, http_port=0, drain_s=0, poll_s=0.05, give_up_s=5
+            replicas=",".join(addresses), port=0, http_port=0, drain_s=0, poll_s=0.05, give_up_s=5, coalesce=False
         )
         other = RouterApp(settings, StaticSource(addresses))
         await other.start()
