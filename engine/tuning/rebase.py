@@ -96,8 +96,8 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether the new version is at least as good."""
-        return self.new >= self.old
+        """Whether the new version is at least as good; records keep four digits."""
+        return round(self.new, 4) >= round(self.old, 4)
 
 
 def on_held_out(old: dict[str, Any], new: dict[str, Any]) -> Verdict:

@@ -106,8 +106,8 @@ async def test_the_merged_model_writes_what_base_and_adapter_write(
         await server.start()
         async with AsyncClient(f"127.0.0.1:{server.port}", timeout_s=120) as alone:
             for prompt, _ in heldout("legal@v1", 4):
-                one = await alone.generate(prompt, max_tokens=8, temperature=0)
-                beside_base = await client.generate(prompt, adapter="legal@v1", max_tokens=8, temperature=0)
+                one = await alone.generate(prompt=prompt, max_tokens=8, temperature=0)
+                beside_base = await client.generate(prompt=prompt, adapter="legal@v1", max_tokens=8, temperature=0)
                 assert one.token_ids == beside_base.token_ids
     finally:
         await server.stop()

@@ -13,7 +13,7 @@ import pytest
 from engine.errors import InvalidRecipe
 from engine.registry.signatures import verify
 from engine.tuning import training
-from engine.tuning.rebase import find_data, recipe_for, stored_suites
+from engine.tuning.rebase import Verdict, find_data, recipe_for, stored_suites
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
@@ -131,3 +131,9 @@ def _digest(text: str) -> str:
     import hashlib
 
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def test_a_score_that_was_rounded_is_not_missed_by_the_rounding() -> None:
+    """A record says 0.9667 of 29 right answers of 30; as many again are as good, one less is not."""
+    assert Verdict("suite", old=0.9667, new=29 / 30, rows=30).good
+    assert not Verdict("suite", old=0.9667, new=28 / 30, rows=30).good
