@@ -23,6 +23,7 @@ from ray.serve.schema import RayActorOptionsSchema
 
 from engine.cluster.ray.actors import SLOW_S, EngineReplica, Router, engine_settings, router_settings
 from engine.cluster.ray.control import Remembered, remember, remembered, start_fleet
+from engine.cluster.ray.local import ROUTER_CPUS
 from engine.config import ClusterSettings, load
 from engine.errors import BadConfiguration
 
@@ -100,7 +101,7 @@ def engine_options(spec: ClusterSettings, least: int, most: int) -> dict[str, An
 def router_options(spec: ClusterSettings) -> dict[str, Any]:
     """The same of a router. Raises BadConfiguration."""
     return {
-        "ray_actor_options": {"num_cpus": 0} | _environment(spec),
+        "ray_actor_options": {"num_cpus": ROUTER_CPUS} | _environment(spec),
         "num_replicas": spec.routers,
         "max_replicas_per_node": 2,  # a router and the one that takes its place
         "max_surge_percent": 100,

@@ -12,6 +12,7 @@ from engine.errors import NoCluster, NotEnoughResources
 
 Node = tuple[str, Mapping[str, float]]  # its address, and what it has in all
 
+ROUTER_CPUS = 0.001  # next to nothing, but what a head that was started with --num-cpus 0 does not have
 _MIB = 1024 * 1024
 _ROUNDING = 1e-6
 # Ray's jobs API, dashboard and client run whatever they are told by whoever reaches them (CVE-2023-48022, CVE-2025-62593).
@@ -54,15 +55,20 @@ def connected(spec: ClusterSettings) -> Iterator[Any]:
 def check_resources(spec: ClusterSettings, nodes: Sequence[Node]) -> None:
     """Raise NotEnoughResources saying what is missing where, if the nodes have too little for `spec`."""
     each = {name: amount for name, amount in (("CPU", spec.engine_cpus), ("GPU", float(spec.gpus))) if amount}
+    for_routers = [has for _, has in nodes if has.get("CPU", 0.0) >= ROUTER_CPUS]  # one each
+    beside = sum(_room({**has, "CPU": has["CPU"] - ROUTER_CPUS}, each) == _room(has, each) for has in for_routers)
+    room = sum(_room(has, each) for _, has in nodes) - max(0, min(spec.routers, len(for_routers)) - beside)
     problems = []
-    room = sum(_room(has, each) for _, has in nodes)
     if room < spec.engines:
         there = "; ".join(_told(nodes, each)) or "there is no node"
         problems.append(
-            f"{spec.engines} engines need {_amounts(each)} of one node each, and there is room for {room}: {there}"
+            f"{spec.engines} engines need {_amounts(each)} of one node each, and beside the routers there is "
+            f"room for {max(0, room)}: {there}"
         )
-    if spec.routers > len(nodes):  # one each: a second place there is its successor's
-        problems.append(f"{spec.routers} routers need a node each, and there are {len(nodes)}")
+    if spec.routers > len(for_routers):
+        problems.append(
+            f"{spec.routers} routers need a node with CPUs each: {len(for_routers)} of {len(nodes)} have some"
+        )
     if problems:
         raise NotEnoughResources("; ".join(problems))
 

@@ -97,14 +97,14 @@ FOUR_GPUS = {"gpus": 4, "cpus": 2, "replicas": 2}
         (
             {"replicas": 4, "gpus": 2, "cpus": 1},
             [SMALL],
-            "4 engines need 1 CPU and 2 GPUs of one node each, and there is room for 1: "
+            "4 engines need 1 CPU and 2 GPUs of one node each, and beside the routers there is room for 1: "
             "10.0.0.1: 16 CPUs and 2 GPUs, room for 1",
         ),
         (FOUR_GPUS, [LARGE], None),
         (
             FOUR_GPUS,  # eight in all, but nowhere four
             [SMALL, SMALL, SMALL, SMALL],
-            "2 engines need 2 CPUs and 4 GPUs of one node each, and there is room for 0: "
+            "2 engines need 2 CPUs and 4 GPUs of one node each, and beside the routers there is room for 0: "
             "10.0.0.1 and 3 more like it: 16 CPUs and 2 GPUs, which lacks 2 GPUs",
         ),
         (
@@ -115,10 +115,18 @@ FOUR_GPUS = {"gpus": 4, "cpus": 2, "replicas": 2}
         ),
         ({"replicas": 2, "cpus": 3}, [{"CPU": 4.0}, {"CPU": 4.0}], None),
         ({"replicas": 2, "cpus": 3}, [{"CPU": 4.0}, {"CPU": 2.0}], "lacks 1 CPU"),
-        ({"replicas": 20, "cpus": 0.1}, [{"CPU": 2.0}], None),
-        ({"replicas": 1, "next_model": "b", "next_replicas": 2, "cpus": 2}, [{"CPU": 4.0}], "3 engines .* room for 2"),
+        ({"replicas": 19, "cpus": 0.1}, [{"CPU": 2.0}], None),
+        ({"replicas": 1, "next_model": "b", "next_replicas": 2, "cpus": 2}, [{"CPU": 5.0}], "3 engines .* room for 2"),
+        ({"replicas": 4, "cpus": 2}, [{"CPU": 4.0}, {"CPU": 4.0}], "room for 3"),  # the router has to be somewhere
+        ({"replicas": 4, "cpus": 2}, [{"CPU": 4.0}, {"CPU": 5.0}], None),
+        (
+            {"replicas": 4, "cpus": 2, "routers": 2},
+            [{"CPU": 4.0}, {"CPU": 5.0}],
+            "beside the routers there is room for 3",
+        ),
         ({"cpus": 1, "routers": 2}, [SMALL, SMALL], None),
-        ({"cpus": 1, "routers": 3}, [SMALL, SMALL], "3 routers need a node each, and there are 2"),
+        ({"cpus": 1, "routers": 3}, [SMALL, SMALL], "3 routers need a node with CPUs each: 2 of 2 have some"),
+        ({"cpus": 1, "routers": 2}, [SMALL, {"CPU": 0.0, "GPU": 2.0}], "each: 1 of 2 have some"),  # none on such a head
         ({"cpus": 1}, [], "there is no node"),
     ],
 )
