@@ -188,13 +188,15 @@ async def test_new_settings_roll(cluster: Cluster, client: AsyncClient) -> None:
         await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings())
         assert set(cluster.processes("engine")) == engines
         assert set(cluster.processes("router")) == routers
-        await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings(max_resident=4, drain_s=19))
+        settings = [*cluster.settings(max_resident=4, drain_s=19), "--runtime-env", '{"env_vars": {"E2E": "rolled"}}']
+        await cluster.command("up", *cluster.spec, "--ray", "auto", *settings)
         await up(client)
     assert not callers.wrong
     assert callers.answered > 20
     assert not engines & set(cluster.processes("engine"))
     assert not routers & set(cluster.processes("router"))
     assert (await client.engine()).limits.max_resident == 2 * 4
+    assert {one.environ().get("E2E") for kind in ("engine", "router") for one in cluster.processes(kind)} == {"rolled"}
 
 
 async def test_a_drained_engine_is_replaced(cluster: Cluster, client: AsyncClient) -> None:
