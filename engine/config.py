@@ -312,9 +312,9 @@ class ClusterSettings(BaseSettings):
     # How many
     replicas: int = Field(2, ge=1, le=10_000, description="Engines; with --max-replicas, the fewest.")
     max_replicas: int | None = Field(None, ge=1, le=10_000, description="Scale up to so many when engines are busy.")
-    scale_up_after_s: float = Field(5.0, ge=0, le=3600, description="How long they have to be busy for that.")
+    scale_up_after_s: float = Field(5.0, ge=0, le=3600, description="For how many seconds they have to be busy first.")
     scale_down_after_s: float = Field(
-        120.0, ge=0, le=86_400, description="How long fewer have to be enough until there are fewer."
+        120.0, ge=0, le=86_400, description="For how many seconds fewer have to be enough before there are fewer."
     )
     routers: int = Field(1, ge=1, le=1000, description="Routers, one a node.")
 

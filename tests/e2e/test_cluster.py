@@ -257,14 +257,16 @@ async def test_the_base_changes(cluster: Cluster, client: AsyncClient) -> None:
         await cluster.command(*change, "--next-model", str(cluster.other))
         await up(client, engines=3)
         assert engines < set(cluster.processes("engine"))
-        others = set(cluster.processes("engine")) - engines
         bases = sorted(row["base"].partition(" ")[0] for row in await cluster.status())
         assert bases == ["base", "base", "other"]
+        await cluster.command("scale", "1", "--next-replicas", "2", "--name", "e2e")
+        await up(client, engines=3)
+        others = set(cluster.processes("engine")) - engines
     assert not callers.wrong
     assert callers.answered > 20
-    await cluster.command(*change, "--model", str(cluster.other), "--replicas", "1")
-    await up(client, engines=1)
+    await cluster.command(*change, "--model", str(cluster.other))
     await gone(engines)
+    await up(client)
     assert set(cluster.processes("engine")) == others
     assert set(cluster.processes("router")) == routers
     assert (await client.engine()).base.name == "other"
