@@ -313,12 +313,21 @@ class ClusterSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORAPLEX_CLUSTER_", frozen=True, extra="forbid")
 
     # How many
-    replicas: int = Field(2, ge=0, le=10_000, description="Engines; with --max-replicas, the fewest, and 0 only then.")
+    replicas: int = Field(2, ge=1, le=10_000, description="Engines; with --max-replicas, the fewest.")
     max_replicas: int | None = Field(None, ge=1, le=10_000, description="Scale up to so many when engines are busy.")
+    scale_up_after_s: float = Field(5.0, ge=0, le=3600, description="For how many seconds they have to be busy first.")
+    scale_down_after_s: float = Field(
+        120.0, ge=0, le=86_400, description="For how many seconds fewer have to be enough before there are fewer."
+    )
     routers: int = Field(1, ge=1, le=1000, description="Routers, one a node.")
 
     # What each one is
     model: Path = Field(Path(".models/smollm2-135m-instruct"), description="Folder of the base model, on every node.")
+    next_model: Path | None = Field(
+        None,
+        description="Folder of a second base, served beside it while adapters change over; then make it the --model.",
+    )
+    next_replicas: int = Field(1, ge=1, le=10_000, description="Engines of the second base.")
     registry: str = Field(
         ".loraplex/registry", description="Where adapters live: a folder that all nodes share, or s3://, gs://, az://."
     )
@@ -333,7 +342,13 @@ class ClusterSettings(BaseSettings):
         le=1024,
         description="CPUs that Ray reserves for an engine, and on a CPU its threads; without: its share here, or 1.",
     )
-    gpus: int = Field(0, ge=0, le=64, description="GPUs for an engine; more than one is tensor parallel.")
+    gpus: int = Field(
+        0, ge=0, le=64, description="GPUs for an engine, all of one node; more than one is tensor parallel."
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Ray\'s runtime environment of engines and routers, as JSON: \'{"env_vars": {"NCCL_DEBUG": "INFO"}}\'.',
+    )
 
     # Where
     name: str = Field("loraplex", pattern=r"^[a-z0-9-]{1,40}$", description="Of the fleet: two on one Ray keep apart.")
@@ -347,18 +362,29 @@ class ClusterSettings(BaseSettings):
     )
 
     @property
+    def bases(self) -> tuple[str, ...]:
+        """The models' folders, the main one first."""
+        return (str(self.model), *([str(self.next_model)] if self.next_model else []))
+
+    @property
+    def engines(self) -> int:
+        """Engines of all bases, the fewest if their number follows the work."""
+        return self.replicas + (self.next_replicas if self.next_model else 0)
+
+    @property
     def engine_cpus(self) -> float:
         """`cpus`; without, an equal share of this machine on a Ray of our own, and 1 on one that runs already."""
         if self.cpus is not None or self.ray:
             return self.cpus or 1.0
-        return float(max(1, (os.cpu_count() or 1) // max(1, self.max_replicas or self.replicas)))
+        most = self.engines - self.replicas + (self.max_replicas or self.replicas)
+        return float(max(1, (os.cpu_count() or 1) // most))
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterSettings:
-        if not self.replicas and self.max_replicas is None:
-            raise ValueError("replicas may be 0 only with max_replicas: nobody would start an engine")
-        if self.max_replicas is not None and self.max_replicas < max(1, self.replicas):
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError("max_replicas must not be below replicas")
+        if self.next_model == self.model:
+            raise ValueError("next_model is the model that is served already")
         if not self.allow_remote and (self.ray not in ("", "auto") or not is_loopback(self.host)):
             raise ValueError("replicas on other machines have to be reachable; add --allow-remote if that is meant")
         return self

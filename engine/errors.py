@@ -524,18 +524,11 @@ class BadConfiguration(LoraplexError):
 
 
 class NotEnoughResources(LoraplexError):
-    """The Ray cluster has too few CPUs, GPUs or nodes. `missing` maps a resource to (wanted, present)."""
+    """The Ray cluster's nodes have too few CPUs or GPUs, or there are too few of them; says which lack what."""
 
     status = "FAILED_PRECONDITION"
     reason = "NOT_ENOUGH_RESOURCES"
-    fix = "Add nodes, ask for fewer replicas or routers, or for less with --cpus and --gpus."
-
-    def __init__(self, replicas: int, missing: dict[str, tuple[float, float]]) -> None:
-        told = ", ".join(
-            f"{wanted:g} {name}s, there are {there:g}" for name, (wanted, there) in sorted(missing.items())
-        )
-        super().__init__(f"{replicas} replicas need {told}")
-        self.missing = missing
+    fix = "Add nodes or larger ones, ask for fewer replicas or routers, or for less with --cpus and --gpus."
 
 
 class NoCluster(LoraplexError):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -18,6 +18,9 @@ from engine.commands.flags import add_flags
 from engine.commands.output import err, out, warnings, write_json
 from engine.config import ClusterSettings, load
 from engine.errors import InvalidRequest, NoCluster
+
+if TYPE_CHECKING:  # Ray need not be there
+    from engine.cluster.ray.control import Remembered
 
 app = typer.Typer(no_args_is_help=True, help="Engines and routers on many machines, placed and watched by Ray.")
 
@@ -34,22 +37,25 @@ def up(config: Path | None, **flags: Any) -> None:
       loraplex cluster up --replicas 2 --model /models/llama --registry /adapters
       loraplex cluster up --ray auto --replicas 8 --gpus 1 --allow-remote --host 0.0.0.0
       loraplex cluster up --config cluster.yaml --max-replicas 16
+      loraplex cluster up --ray auto --model /models/old --next-model /models/new
 
     Without --ray it starts Ray on this machine and stays until Ctrl-C. With
     --ray it returns when all is up. Running it again with other settings
     replaces what they change, new before old where there is room; clients of
-    ours notice nothing. Other numbers restart nothing.
+    ours notice nothing. Other numbers restart nothing. A --next-model is a
+    second base beside the first; `up --model` with it ends the change, and its
+    engines go on.
     """
-    engine, router = (_parsed(flags.pop(name), name) for name in ("engine", "router"))
-    spec = _absolute(load(ClusterSettings, config, engine=engine, router=router, **flags))
+    parsed = {name: _parsed(flags.pop(name), name) for name in ("engine", "router", "runtime_env")}
+    spec = _absolute(load(ClusterSettings, config, **flags, **parsed))
 
     from engine.cluster.ray.local import check_resources, connected
 
     with connected(spec):
-        check_resources(spec, _resources())
-        with err.status(f"starting {spec.replicas} engines and {spec.routers} routers"):
+        check_resources(spec, _nodes())
+        with err.status(f"starting {spec.engines} engines and {spec.routers} routers"):
             _run(spec)
-        out.print(f"{spec.replicas} engines behind {spec.host}:{spec.port}", highlight=False)
+        out.print(f"{spec.engines} engines behind {spec.host}:{spec.port}", highlight=False)
         if not spec.ray:
             err.print("Ctrl-C stops it")
             _until_told()
@@ -63,7 +69,7 @@ app.command("up")(up)
 
 @app.command("status")
 def status(name: Name = "loraplex", ray: RayAddress = "auto", as_json: AsJson = False) -> None:
-    """Show every replica: where it is, what it does, what it holds."""
+    """Show every replica: where it is, its base, what it does, what it holds."""
     with _fleet(name, ray) as (fleet, get):
         from engine.api.loraplex.v1 import engine_pb2
 
@@ -71,9 +77,9 @@ def status(name: Name = "loraplex", ray: RayAddress = "auto", as_json: AsJson = 
         rows = [
             _row(address, engine_pb2.GetEngineResponse.FromString(data)) for address, data in sorted(reports.items())
         ]
-        state = _serve_state(name)
+        state, models = _serve_state(name), _known(name).engines
     if as_json:
-        write_json({"replicas": rows, "deployments": state})
+        write_json({"replicas": rows, "deployments": state, "models": dict(models)})
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("address", "state", "base", "running", "waiting", "KV cache", "adapters", "version"):
@@ -84,24 +90,33 @@ def status(name: Name = "loraplex", ray: RayAddress = "auto", as_json: AsJson = 
     for warning in warnings(_mixed(rows)):
         err.print(warning, soft_wrap=True)
     for deployment, states in state.items():
-        out.print(f"{deployment}: {', '.join(f'{count} {what}' for what, count in states.items())}", highlight=False)
+        of = f" of {models[deployment]}" if deployment in models else ""
+        told = ", ".join(f"{count} {what}" for what, count in states.items())
+        out.print(f"{deployment}{of}: {told}", highlight=False, soft_wrap=True)
 
 
 @app.command("scale")
 def scale(
     replicas: Annotated[int, typer.Argument(min=1, help="How many engines there shall be.")],
+    next_replicas: Annotated[
+        int | None, typer.Option(min=1, help="And how many of the second base, while there is one.")
+    ] = None,
     name: Name = "loraplex",
     ray: RayAddress = "auto",
 ) -> None:
     """Have more or fewer engines. Those that stay are left alone; those that go finish what they have begun."""
-    with _fleet(name, ray) as (fleet, get):
+    with _fleet(name, ray):
         from engine.cluster.ray.local import check_resources
 
-        spec = ClusterSettings(**(get(fleet.spec.remote()) | {"replicas": replicas, "max_replicas": None}))
-        check_resources(spec, _resources())
-        with err.status(f"scaling to {replicas}"):
+        before = _known(name).spec
+        if next_replicas and not before.next_model:
+            raise InvalidRequest("--next-replicas", "there is no second base: see `cluster up --next-model`")
+        changes = {"replicas": replicas, "next_replicas": next_replicas or before.next_replicas, "max_replicas": None}
+        spec = ClusterSettings(**(before.model_dump() | changes))
+        check_resources(spec, _nodes())
+        with err.status(f"scaling to {spec.engines}"):
             _run(spec)
-    out.print(f"{replicas} engines", highlight=False)
+    out.print(f"{spec.engines} engines", highlight=False)
 
 
 @app.command("drain")
@@ -135,22 +150,21 @@ def _run(spec: ClusterSettings) -> None:
     serve.run(build(spec.model_dump(mode="json")), name=spec.name, route_prefix=None)
 
 
-def _resources() -> dict[str, float]:
-    """What the Ray cluster has in all."""
+def _nodes() -> list[tuple[str, dict[str, float]]]:
+    """The Ray cluster's nodes, by address, with what each has in all."""
     import ray
 
-    get: Any = ray.cluster_resources
-    return dict(get())
+    get: Any = ray.nodes
+    return [(node["NodeManagerAddress"], node["Resources"]) for node in get() if node["Alive"]]
 
 
 def _stop(name: str) -> None:
-    import ray
     from ray import serve
 
-    from engine.cluster.ray.fleet import NAMESPACE, actor_name
+    from engine.cluster.ray.control import forget
 
     serve.delete(name)
-    ray.kill(ray.get_actor(actor_name(name), namespace=NAMESPACE))
+    forget(name)
 
 
 @contextmanager
@@ -160,13 +174,22 @@ def _fleet(name: str, address: str) -> Iterator[tuple[Any, Any]]:
 
     spec = ClusterSettings(name=name, ray=address, allow_remote=True)
     with connected(spec) as ray:
-        from engine.cluster.ray.application import fleet_of
+        from engine.cluster.ray.control import fleet_of
 
         try:
-            fleet = fleet_of(spec)
+            fleet = fleet_of(name)
         except ValueError as error:
             raise NoCluster(f"no fleet {name!r} runs there") from error
         yield fleet, ray.get
+
+
+def _known(name: str) -> Remembered:
+    """What was last asked for of a fleet. Raises NoCluster."""
+    from engine.cluster.ray.control import remembered
+
+    if (known := remembered(name)) is None:
+        raise NoCluster(f"nobody has asked for a fleet {name!r} there")
+    return known
 
 
 def _serve_state(name: str) -> dict[str, dict[str, int]]:
@@ -210,15 +233,17 @@ def _parsed(text: str | None, name: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(f"--{name}", f"is not JSON: {error}") from error
+        raise InvalidRequest(f"--{name.replace('_', '-')}", f"is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise InvalidRequest(f"--{name}", "must be a JSON object")
+        raise InvalidRequest(f"--{name.replace('_', '-')}", "must be a JSON object")
     return found
 
 
 def _absolute(spec: ClusterSettings) -> ClusterSettings:
     """Paths as they are for processes that run elsewhere on this machine."""
     changes: dict[str, Any] = {"model": spec.model.resolve(), "cache": spec.cache.resolve()}
+    if spec.next_model:
+        changes["next_model"] = spec.next_model.resolve()
     if "://" not in spec.registry:
         changes["registry"] = str(Path(spec.registry).resolve())
     return spec.model_copy(update=changes)

@@ -225,7 +225,7 @@ class App:
             registry, self.catalog, residency, moves, self.trials, shadows, base, limits, settings.max_publishing
         )
         generation = GenerationService(self.generator, self.metrics, base.fingerprint)
-        engine = EngineService(self.generator, self.metrics, self.activity, self._ready, base, settings)
+        engine = EngineService(self.generator, self.metrics, self.activity, self._ready, base, settings, self.http_port)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         adapters_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)

@@ -29,6 +29,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         ready: Callable[[], bool],
         base: Base,
         settings: Settings,
+        http_port: int,
     ) -> None:
         self._generator = generator
         self._metrics = metrics
@@ -36,6 +37,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self._ready = ready
         self._base = base
         self._settings = settings
+        self._http_port = http_port
 
     async def GetEngine(self, request: pb.GetEngineRequest, context: Context) -> pb.GetEngineResponse:
         """Everything at once."""
@@ -48,6 +50,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             engine=info.description,
             server_version=metadata.version("loraplex"),
             fleet=self._settings.fleet,
+            http_port=self._http_port,
         )
 
     async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:

@@ -43,7 +43,7 @@ class Site(Protocol):
 
 
 class SidePort:
-    """`alive` false means: restart me. `ready` false means: send me no requests."""
+    """`alive` false means: restart me. `ready` false means: send me no requests. `more` are paths for programs, as /metrics."""
 
     def __init__(
         self,
@@ -54,10 +54,12 @@ class SidePort:
         identity: Identity | None = None,
         tls: Tls | None = None,
         site: Site | None = None,
+        more: Iterable[web.AbstractRouteDef] = (),
     ) -> None:
         self._metrics = metrics
         self._identity = identity
         self._site = site
+        self._more = more
         self._tls = identity.tls if identity else tls
         self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections by which no request has come yet
         self._checks = {"/healthz": alive, "/readyz": ready}
@@ -70,6 +72,7 @@ class SidePort:
         app = web.Application(middlewares=(self._note, *(self._site.middlewares if self._site else ())))
         if self._site:
             app.add_routes(self._site.routes())
+        app.add_routes(self._more)
         app.on_response_prepare.append(self._say_goodbye)
         app.router.add_get("/metrics", self._metrics_page)
         for path in self._checks:

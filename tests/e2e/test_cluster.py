@@ -29,10 +29,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(lo
 _KILL_FLEET = """
 from engine.cluster.ray.local import connected
 from engine.config import ClusterSettings
-spec = ClusterSettings(ray="auto", name="e2e")
-with connected(spec) as ray:
-    from engine.cluster.ray.application import fleet_of
-    ray.kill(fleet_of(spec), no_restart=False)
+with connected(ClusterSettings(ray="auto")) as ray:
+    from engine.cluster.ray.control import fleet_of
+    ray.kill(fleet_of("e2e"), no_restart=False)
 """
 # Many log probabilities fill the connection, so that the servers are far from done when the first tokens are read.
 _WIDE: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True, "temperature": 0, "logprobs": 20}
@@ -43,7 +42,10 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        write_base(folder / "base")
+        for name in ("base", "other"):
+            write_base(folder / name)
+        self.other = folder / "other"
+        (self.other / "tokenizer.json").write_text('{"name": "other"}')  # and so another fingerprint
         self.spec = [
             "--replicas", "2", "--cpus", "0.1", "--model", str(folder / "base"), "--registry", str(folder / "registry"),
             "--cache", str(folder / "cache"), "--port", str(self.port), "--http-port", "0", "--name", "e2e",
@@ -138,6 +140,12 @@ async def up(client: AsyncClient, engines: int = 2) -> None:
     pytest.fail(f"{engines} engines did not come up")
 
 
+async def gone(processes: set[psutil.Process]) -> None:
+    """Wait until all of them have ended."""
+    left = (await asyncio.to_thread(psutil.wait_procs, list(processes), 30))[1]
+    assert not left
+
+
 def load(client: AsyncClient) -> Load:
     """Answers of 200 tokens each, and some time for Ray: it all shares a machine."""
     return Load(client, pause_s=0.1, max_tokens=200, ignore_eos=True)
@@ -180,13 +188,15 @@ async def test_new_settings_roll(cluster: Cluster, client: AsyncClient) -> None:
         await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings())
         assert set(cluster.processes("engine")) == engines
         assert set(cluster.processes("router")) == routers
-        await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings(max_resident=4, drain_s=19))
+        settings = [*cluster.settings(max_resident=4, drain_s=19), "--runtime-env", '{"env_vars": {"E2E": "rolled"}}']
+        await cluster.command("up", *cluster.spec, "--ray", "auto", *settings)
         await up(client)
     assert not callers.wrong
     assert callers.answered > 20
     assert not engines & set(cluster.processes("engine"))
     assert not routers & set(cluster.processes("router"))
     assert (await client.engine()).limits.max_resident == 2 * 4
+    assert {one.environ().get("E2E") for kind in ("engine", "router") for one in cluster.processes(kind)} == {"rolled"}
 
 
 async def test_a_drained_engine_is_replaced(cluster: Cluster, client: AsyncClient) -> None:
@@ -206,14 +216,17 @@ async def test_a_drained_engine_is_replaced(cluster: Cluster, client: AsyncClien
 
 
 async def test_the_fleet_is_killed(cluster: Cluster, client: AsyncClient) -> None:
-    """Routers go on with what they know, and soon the new Fleet knows it too."""
+    """Routers go on with what they know, and soon the new Fleet knows it too; the settings are not forgotten."""
+    engines = set(cluster.processes("engine"))
     callers = load(client)
     async with callers.running(6):
         kill = [sys.executable, "-c", _KILL_FLEET]
         await asyncio.to_thread(subprocess.run, kill, check=True, env=cluster.environment())
         await asyncio.sleep(5)
         assert len(await cluster.status()) == 2
+        await cluster.command("scale", "2", "--name", "e2e")
     assert not callers.wrong
+    assert set(cluster.processes("engine")) == engines
 
 
 async def test_down_lets_answers_end(cluster: Cluster, client: AsyncClient) -> None:
@@ -233,6 +246,44 @@ async def test_down_lets_answers_end(cluster: Cluster, client: AsyncClient) -> N
     assert not cluster.processes("router")
     await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings())
     await up(client)
+
+
+async def test_the_base_changes(cluster: Cluster, client: AsyncClient) -> None:
+    """A second base comes beside the first, whose engines are left alone, and then is the only one, with its own left alone."""
+    engines, routers = set(cluster.processes("engine")), set(cluster.processes("router"))
+    change = ["up", *cluster.spec, "--ray", "auto", *cluster.settings()]
+    callers = load(client)
+    async with callers.running(6):
+        await cluster.command(*change, "--next-model", str(cluster.other))
+        await up(client, engines=3)
+        assert engines < set(cluster.processes("engine"))
+        bases = sorted(row["base"].partition(" ")[0] for row in await cluster.status())
+        assert bases == ["base", "base", "other"]
+        await cluster.command("scale", "1", "--next-replicas", "2", "--name", "e2e")
+        await up(client, engines=3)
+        others = set(cluster.processes("engine")) - engines
+    assert not callers.wrong
+    assert callers.answered > 20
+    await cluster.command(*change, "--model", str(cluster.other))
+    await gone(engines)
+    await up(client)
+    assert set(cluster.processes("engine")) == others
+    assert set(cluster.processes("router")) == routers
+    assert (await client.engine()).base.name == "other"
+    await cluster.command(*change)
+    await up(client)
+
+
+async def test_engines_follow_the_work(cluster: Cluster, client: AsyncClient) -> None:
+    """With nothing to do there are as few as allowed; work that waits brings another one, and it goes again."""
+    limits = ["--replicas", "1", "--max-replicas", "2", "--scale-up-after-s", "1", "--scale-down-after-s", "4"]
+    await cluster.command("up", *cluster.spec, "--ray", "auto", *cluster.settings(), *limits)
+    await up(client, engines=1)
+    callers = Load(client, max_tokens=1000, ignore_eos=True)
+    async with callers.running(40):  # of 32 places
+        await up(client, engines=2)
+    await up(client, engines=1)
+    assert not callers.wrong
 
 
 async def test_the_raylet_is_killed(cluster: Cluster, client: AsyncClient) -> None:

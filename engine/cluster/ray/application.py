@@ -7,148 +7,34 @@ is what `loraplex cluster up` does, and what KubeRay's RayService names as `impo
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import os
-import tempfile
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import grpc
-import ray
 import ray.util
-import yaml
+from pydantic import ValidationError
 from ray import serve
+from ray.runtime_env import RuntimeEnv
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.schema import RayActorOptionsSchema
 
-from engine.api.loraplex.v1 import engine_pb2
-from engine.cluster.fleet.watcher import to_report
-from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own_folder
-from engine.cluster.ray.fleet import HEARTBEAT_S, NAMESPACE, Fleet, actor_name
-from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
-from engine.cluster.routing.warming import to_warm
-from engine.config import ClusterSettings, RouterSettings, Settings, load
+from engine.cluster.ray.actors import SLOW_S, EngineReplica, Router, engine_settings, router_settings
+from engine.cluster.ray.control import Remembered, remember, remembered, start_fleet
+from engine.cluster.ray.local import ROUTER_CPUS
+from engine.config import ClusterSettings, load
+from engine.errors import BadConfiguration
 
-_START_S = 600.0
-_ROUTER_START_S = 60.0
-_KNOWN_S = 2.0  # after its first heartbeat every router has heard of a replica
 # What each kind is told, and so is: other settings may change without restarting it.
-_ENGINES = ("name", "model", "registry", "cache", "engine", "cpus", "gpus", "allow_remote")
-_ROUTERS = ("name", "host", "port", "http_port", "allow_remote", "router")
-_SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
+_ENGINES = ("name", "model", "registry", "cache", "engine", "cpus", "gpus", "allow_remote", "runtime_env")
+_ROUTERS = ("name", "host", "port", "http_port", "allow_remote", "router", "runtime_env")
+_DEPLOYMENTS = ("EngineReplica", "SecondEngineReplica")  # the second is there while the base changes
 _ROOM_S = 2.0  # for Ray to find a place
 _AT_ONCE_PERCENT = 20  # of the engines, rounded up, that are replaced at once
-
-
-class EngineReplica:
-    """One engine: a `loraplex serve` process, its heartbeats, and its end."""
-
-    async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
-        self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-engine-"))
-        self._fleet = fleet_of(self._spec)
-        host = _own_address() if self._spec.allow_remote else "127.0.0.1"
-        settings = engine_settings(self._spec, host, free_port(host))
-        self._drain_s = settings["drain_s"]
-        with own_folder(Path(settings["cache"])) as (cache, lock):
-            self._child = ServerChild(settings | {"cache": str(cache)}, self._folder, keeps=(lock,))
-        self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
-        await self._warm()
-        self._drained = False
-        self._task = asyncio.create_task(self._beat())
-        await asyncio.sleep(_KNOWN_S)  # Ray drains an old one as soon as this returns
-
-    async def _warm(self) -> None:
-        """Load what will be asked for here, before anybody knows of this replica."""
-        reports = await self._fleet.reports.remote()
-        others = {name: to_report(engine_pb2.GetEngineResponse.FromString(data)) for name, data in reports.items()}
-        for ref in to_warm(self._child.address, to_report(self._engine), others):
-            await asyncio.to_thread(self._child.preload, ref)
-
-    async def _beat(self) -> None:
-        while True:
-            try:
-                self._engine = await asyncio.to_thread(self._child.look)
-                drain = await self._fleet.heartbeat.remote(self._child.address, self._engine.SerializeToString())
-                if drain and not self._drained:
-                    self._drained = True
-                    await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
-            except grpc.RpcError:
-                pass  # the child counts how long it is silent, and check_health asks it
-            except (ray.exceptions.RayError, ValueError):
-                with suppress(ray.exceptions.RayError, ValueError):  # away, as it may be for a while
-                    self._fleet = fleet_of(self._spec)  # it may have been started again under its name
-            await asyncio.sleep(HEARTBEAT_S)
-
-    def check_health(self) -> None:
-        """Ray asks every few seconds, and replaces this replica when this raises."""
-        self._child.check()
-        if self._drained:
-            raise RuntimeError("drained: to be replaced")
-        if self._task.done():
-            raise RuntimeError("its heartbeats have ended")
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the scaling policy goes by."""
-        load, places = self._engine.load, max(1, self._engine.limits.max_running)
-        return {
-            TOKENS: float(load.waiting_tokens),
-            MEMORY: load.kv_cache_usage,
-            ADAPTERS: float(load.waiting_adapters),
-            BUSY: load.running / places,
-        }
-
-    async def __del__(self) -> None:
-        """Ray ends this replica: finish what runs, while routers send new requests elsewhere."""
-        self._task.cancel()
-        await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
-        await self._fleet.leave.remote(self._child.address)
-
-
-class Router:
-    """One router: a `loraplex router` process, and the file that tells it where the replicas are."""
-
-    async def __init__(self, spec: dict[str, Any], engines: Any) -> None:  # type: ignore[misc]
-        del engines  # named so that both are one application; requests go another way
-        self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-router-"))
-        self._file = self._folder / "fleet.yaml"
-        self._known: list[str] | None = None
-        self._write(await fleet_of(self._spec).addresses.remote() or [])
-        settings = router_settings(self._spec, self._file)
-        self._drain_s = settings["drain_s"]
-        self._child = RouterChild(settings, self._folder)
-        self._task = asyncio.create_task(self._follow())
-        await asyncio.to_thread(self._child.wait_ready, _ROUTER_START_S)
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                addresses = await fleet_of(self._spec).addresses.remote(self._known)
-            except (ray.exceptions.RayError, ValueError):
-                await asyncio.sleep(1)  # the Fleet is away: the router goes on with what it has
-                continue
-            if addresses is not None:
-                self._write(addresses)
-
-    def _write(self, addresses: list[str]) -> None:
-        """At once or not at all: the router may be reading."""
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(yaml.safe_dump({"replicas": addresses}))
-        os.replace(fresh, self._file)
-        self._known = addresses
-
-    def check_health(self) -> None:
-        """As EngineReplica's."""
-        self._child.check()
-
-    async def __del__(self) -> None:
-        """Leave the port to the successor, and finish what runs: until then it has to know where the replicas are."""
-        await asyncio.to_thread(self._child.stop, self._drain_s + _SLOW_S)
-        self._task.cancel()
+_LOOK_BACK_S = 30.0  # over which the scaling policy sees means
+_SHORTEST_LOOK_BACK_S = 12.0  # replicas report every 10 s
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -158,110 +44,123 @@ def build(args: dict[str, Any]) -> Any:
     """
     spec = load(ClusterSettings, **args)
     # Else an engine's share of this machine, and so each engine, would change with their number.
-    spec = spec.model_copy(update={"cpus": spec.engine_cpus})
+    spec = spec.model_copy(update={"cpus": spec.engine_cpus, "runtime_env": checked_environment(spec.runtime_env)})
+    start_fleet(spec.name)
+    before = remembered(spec.name)
+    engines = assigned(spec.bases, before.engines if before else {})
+    more = max(0, spec.engines - (before.spec.engines if before else 0))
+    remember(Remembered(spec, engines))
+    return application(spec, engines, room=_has_room(spec, more + len(engines)))
+
+
+def application(spec: ClusterSettings, engines: Mapping[str, str], *, room: bool) -> Any:
+    """The application with these deployments of engines, from name to model, the main one first.
+
+    With `room` new engines are started before old ones go: where there is none, Ray would wait for it for ever.
+    """
     everything = spec.model_dump(mode="json")
-    fleet: Any = start_fleet(spec)
-    get: Any = ray.get
-    more = max(0, spec.replicas - get(fleet.spec.remote())["replicas"])
-    fleet.remember.remote(everything)
-    plain, routing = ({name: everything[name] for name in names} for names in (_ENGINES, _ROUTERS))
-    deployment: Any = serve.deployment
-    engines = _of_version(
-        deployment(
-            EngineReplica,
-            name="EngineReplica",
-            ray_actor_options={"num_cpus": spec.engine_cpus, "num_gpus": spec.gpus},
-            max_ongoing_requests=1000,
-            health_check_period_s=2,
-            health_check_timeout_s=30,
-            graceful_shutdown_timeout_s=engine_settings(spec, "127.0.0.1", 1)["drain_s"] + 2 * _SLOW_S,
-            # New before old where there is room; Ray would wait for it for ever.
-            max_surge_percent=_AT_ONCE_PERCENT if _has_room(spec, more + 1) else 0,
-            **_numbers(spec),
-        ),
-        plain,
-    ).bind(plain)
-    return _of_version(
-        deployment(
-            Router,
-            name="Router",
-            num_replicas=spec.routers,
-            max_replicas_per_node=2,  # a router and the one that takes its place
-            max_surge_percent=100,
-            ray_actor_options={"num_cpus": 0},
-            health_check_period_s=2,
-            graceful_shutdown_timeout_s=router_settings(spec, Path())["drain_s"] + 2 * _SLOW_S,
-        ),
-        routing,
-    ).bind(routing, engines)
+    bound = []
+    for number, (name, model) in enumerate(engines.items()):
+        told = {each: everything[each] for each in _ENGINES} | {"model": model}
+        least, most = spec.replicas, spec.max_replicas or spec.replicas
+        if number:  # its number is what it was told, until it is the main one
+            least = most = spec.next_replicas
+        options = engine_options(spec, least, most) | {"max_surge_percent": _AT_ONCE_PERCENT if room else 0}
+        bound.append(_deployment(EngineReplica, name, told, options).bind(told))
+    told = {each: everything[each] for each in _ROUTERS}
+    return _deployment(Router, "Router", told, router_options(spec)).bind(told, *bound)
 
 
-def _of_version(deployment: Any, told: dict[str, Any]) -> Any:
+def assigned(bases: Iterable[str], before: Mapping[str, str]) -> dict[str, str]:
+    """Which deployment has which of the bases, the main one first, given which had which before.
+
+    A base that runs stays where it is, so that a change of base ends without a restart; a new main one takes the place of
+    the old one, whose engines Ray then replaces one after the other.
+    """
+    running = {model: name for name, model in before.items()}
+    free = [name for name in dict.fromkeys((*before, *_DEPLOYMENTS)) if before.get(name) not in set(bases)]
+    return {running[base] if base in running else free.pop(0): base for base in bases}
+
+
+def engine_options(spec: ClusterSettings, least: int, most: int) -> dict[str, Any]:
+    """How Ray places and watches engines of one base, and how many. Raises BadConfiguration."""
+    return {
+        "ray_actor_options": {"num_cpus": spec.engine_cpus, "num_gpus": spec.gpus} | _environment(spec),
+        # One bundle, not one a GPU: Ray puts the actor into the first bundle and shows it the GPUs of that one alone, and
+        # vLLM's workers are processes below it. A bundle is on one node; STRICT_PACK says so to Ray's autoscaler, too.
+        "placement_group_bundles": [_bundle(spec)],
+        "placement_group_strategy": "STRICT_PACK",
+        "autoscaling_config": _scaling(spec, least, most),
+        "max_ongoing_requests": 1000,
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": engine_settings(spec, "127.0.0.1", 1)["drain_s"] + 2 * SLOW_S,
+    }
+
+
+def router_options(spec: ClusterSettings) -> dict[str, Any]:
+    """The same of a router. Raises BadConfiguration."""
+    return {
+        "ray_actor_options": {"num_cpus": ROUTER_CPUS} | _environment(spec),
+        "num_replicas": spec.routers,
+        "max_replicas_per_node": 2,  # a router and the one that takes its place
+        "max_surge_percent": 100,
+        "health_check_period_s": 2,
+        "graceful_shutdown_timeout_s": router_settings(spec, Path())["drain_s"] + 2 * SLOW_S,
+    }
+
+
+def checked_environment(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A runtime environment as Ray takes it for actors. Raises BadConfiguration."""
+    if unknown := sorted(given.keys() - RuntimeEnv.known_fields):
+        raise BadConfiguration(f"runtime_env: Ray knows no {', '.join(unknown)}")
+    try:
+        found = dict(RuntimeEnv(**given))
+        RayActorOptionsSchema(runtime_env=found)
+    except ValidationError as error:
+        raise BadConfiguration(f"runtime_env: {error.errors()[0]['msg']}") from error
+    except (TypeError, ValueError) as error:
+        raise BadConfiguration(f"runtime_env: {error}") from error
+    return found
+
+
+def _deployment(actor: type, name: str, told: dict[str, Any], options: dict[str, Any]) -> Any:
     """The deployment, replaced by Ray only if this software or what it is told differs from what runs.
 
     Without a version of ours `serve.run` takes a random one, and replaces everything (ray/serve/_private/client.py,
     deploy_applications). The public `options` refuses one since Ray 2.60; this is how Serve itself gives one.
     """
     what = json.dumps([metadata.version("loraplex"), told], sort_keys=True)
-    return deployment.options(version=hashlib.sha256(what.encode()).hexdigest()[:16], _internal=True)
+    made: Any = serve.deployment(actor, name=name, **options)
+    return made.options(version=hashlib.sha256(what.encode()).hexdigest()[:16], _internal=True)
+
+
+def _environment(spec: ClusterSettings) -> dict[str, Any]:
+    return {"runtime_env": spec.runtime_env} if spec.runtime_env else {}
+
+
+def _bundle(spec: ClusterSettings) -> dict[str, float]:
+    wanted = {"CPU": spec.engine_cpus, "GPU": float(spec.gpus)}
+    return {name: amount for name, amount in wanted.items() if amount}
 
 
 def _has_room(spec: ClusterSettings, engines: int) -> bool:
     """Whether Ray finds places for so many more engines now, by asking it for them."""
-    wanted = {"CPU": spec.engine_cpus, "GPU": float(spec.gpus)}
-    group = ray.util.placement_group([{name: amount for name, amount in wanted.items() if amount}] * engines)
+    group = ray.util.placement_group([_bundle(spec)] * engines)
     try:
         return bool(group.wait(_ROOM_S))
     finally:
         ray.util.remove_placement_group(group)
 
 
-def _numbers(spec: ClusterSettings) -> dict[str, Any]:
-    if spec.max_replicas is None:
-        return {"num_replicas": spec.replicas}
+def _scaling(spec: ClusterSettings, least: int, most: int) -> AutoscalingConfig:
+    """Bounds, which may be one number: in Ray 2.60 a replica that began without never reports what scaling goes by."""
     make_policy: Any = AutoscalingPolicy
-    config = AutoscalingConfig(
-        min_replicas=spec.replicas,
-        max_replicas=spec.max_replicas,
-        upscale_delay_s=5,
-        downscale_delay_s=120,
+    return AutoscalingConfig(
+        min_replicas=least,
+        max_replicas=most,
+        upscale_delay_s=spec.scale_up_after_s,
+        downscale_delay_s=spec.scale_down_after_s,
+        look_back_period_s=max(_SHORTEST_LOOK_BACK_S, min(_LOOK_BACK_S, spec.scale_down_after_s)),
         policy=make_policy(policy_function="engine.cluster.ray.scaling:policy"),
     )
-    return {"autoscaling_config": config}
-
-
-def start_fleet(spec: ClusterSettings) -> Any:
-    """The Fleet actor, started if it is not there; it outlives whoever started it, and is restarted when it dies."""
-    options: dict[str, Any] = {
-        "name": actor_name(spec.name), "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True,
-        "max_restarts": -1, "max_task_retries": -1, "num_cpus": 0,
-    }  # fmt: skip
-    return ray.remote(Fleet).options(**options).remote(spec.model_dump(mode="json"))
-
-
-def fleet_of(spec: ClusterSettings) -> Any:
-    """The Fleet actor. Raises ValueError when there is none."""
-    return ray.get_actor(actor_name(spec.name), namespace=NAMESPACE)
-
-
-def engine_settings(spec: ClusterSettings, host: str, port: int) -> dict[str, Any]:
-    """Settings of one server. Raises BadConfiguration."""
-    given: dict[str, Any] = {
-        "model": spec.model, "registry": spec.registry, "cache": spec.cache, "host": host, "port": port, "http_port": 0,
-        "fleet": spec.name, "allow_remote": spec.allow_remote, "tensor_parallel": max(1, spec.gpus), "log_format": "json",
-    }  # fmt: skip
-    return load(Settings, **(given | spec.engine)).model_dump(mode="json")
-
-
-def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
-    """Settings of one router. Raises BadConfiguration."""
-    given: dict[str, Any] = {
-        "fleet": file, "name": spec.name, "host": spec.host, "port": spec.port, "http_port": spec.http_port,
-        "allow_remote": spec.allow_remote, "share_port": True, "log_format": "json",
-    }  # fmt: skip
-    return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
-
-
-def _own_address() -> str:
-    get: Any = ray.util.get_node_ip_address
-    return str(get())

@@ -51,7 +51,8 @@ class Child:
         config = folder / f"{command}.yaml"
         config.write_text(yaml.safe_dump({name: _plain(value) for name, value in settings.items()}))
         self._log = folder / f"{command}.log"
-        parent = {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": _OURS}
+        paths = os.pathsep.join(filter(None, (_OURS, os.environ.get("PYTHONPATH"))))  # a runtime environment's, too
+        parent = {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": paths}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "engine.cli", command, "--config", str(config)],

@@ -9,20 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 HEARTBEAT_S = 0.5
 _EXPIRED_S = 6.0  # without a heartbeat, after which a replica is not listed any more
 _SETTLE_S = 3.0  # after a start: the time until every replica has reported
 _LONG_POLL_S = 5.0
-NAMESPACE = "loraplex"
 
 
 class Fleet:
-    """Addresses, reports and wishes. Methods are called through Ray, by any number of callers at once."""
+    """Addresses, reports and who shall drain. Methods are called through Ray, by any number of callers at once."""
 
-    def __init__(self, spec: dict[str, Any] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._spec = spec or {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
         self._seen: dict[str, float] = {}
@@ -71,14 +68,6 @@ class Fleet:
         self._draining.add(address)
         return True
 
-    async def spec(self) -> dict[str, Any]:
-        """The ClusterSettings that the fleet was started with."""
-        return self._spec
-
-    async def remember(self, spec: dict[str, Any]) -> None:
-        """New settings."""
-        self._spec = spec
-
     def _settled(self) -> bool:
         return self._clock() - self._started > _SETTLE_S
 
@@ -88,8 +77,3 @@ class Fleet:
             del self._seen[address], self._reports[address]
             self._draining.discard(address)
         return sorted(self._seen)
-
-
-def actor_name(name: str) -> str:
-    """Under which Ray finds the Fleet of this name."""
-    return f"{name}-fleet"

@@ -6,5 +6,6 @@ journey.py     one request's way: which replica next, and what a failure means
 sent.py        what the caller has of a stream, and the request for the rest of it
 adapters.py    AdapterService: warm wherever it will be asked for, then switch
 overview.py    EngineService: the fleet as if it were one engine
+discovery.py   where Prometheus finds the replicas
 workers.py     several router processes on one port
 """

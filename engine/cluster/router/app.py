@@ -18,6 +18,7 @@ from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2_grpc
 from engine.cluster.fleet import Access, Fleet, Source
 from engine.cluster.router import ports
 from engine.cluster.router.adapters import AdapterFanOut
+from engine.cluster.router.discovery import Discovery
 from engine.cluster.router.generation import GenerationForwarder
 from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.overview import Overview
@@ -50,7 +51,10 @@ class RouterApp:
         self.health = HealthServicer()
         self.interceptors: list[aio.ServerInterceptor] = [self.boundary]
         self.site = Site(self.interceptors, settings.host, settings.max_message_mib * MEBIBYTE)
-        self.side_port = SidePort(self.metrics, alive=lambda: True, ready=self._ready, tls=self.tls, site=self.site)
+        self.side_port = SidePort(
+            self.metrics, alive=lambda: True, ready=self._ready, tls=self.tls, site=self.site,
+            more=Discovery(self.fleet).routes(),
+        )  # fmt: skip
         self.port = settings.port
         self.http_port = settings.http_port
         self._server: aio.Server | None = None

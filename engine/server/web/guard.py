@@ -17,7 +17,7 @@ from engine.server.web.refusal import Refusal, Refused, of
 log = structlog.get_logger("loraplex.http")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_OPEN = ("/metrics", "/healthz", "/readyz")  # for programs that know no more than an address
+_OPEN = ("/metrics", "/discovery", "/healthz", "/readyz")  # for programs that know no more than an address
 
 
 def guard(*, loopback: bool) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:

@@ -176,14 +176,14 @@ async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.Mon
     """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
     with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
         ray = pytest.importorskip("ray")
-        application = pytest.importorskip("engine.cluster.ray.application")
-    monkeypatch.setattr(application, "HEARTBEAT_S", 0.01)
+        actors = pytest.importorskip("engine.cluster.ray.actors")
+    monkeypatch.setattr(actors, "HEARTBEAT_S", 0.01)
     old, new = MagicMock(), MagicMock()
     old.heartbeat.remote = AsyncMock(side_effect=ray.exceptions.RayActorError)
     new.heartbeat.remote = AsyncMock(return_value=False)
     away = ray.exceptions.RayError("away")
-    monkeypatch.setattr(application, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), away, new]))
-    kind = application.EngineReplica
+    monkeypatch.setattr(actors, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), away, new]))
+    kind = actors.EngineReplica
     replica = MagicMock(_fleet=old, _drained=False)
     replica._child.look.return_value = engine_pb2.GetEngineResponse()
     replica._task = asyncio.create_task(kind._beat(replica))

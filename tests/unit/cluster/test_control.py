@@ -13,7 +13,6 @@ from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.ray.children import own_folder
 from engine.cluster.ray.fleet import Fleet
 from engine.cluster.ray.local import check_resources
-from engine.cluster.ray.scaling import Targets, desired
 from engine.cluster.routing import Ask, Rendezvous, Report
 from engine.cluster.routing.warming import to_warm
 from engine.commands import cluster
@@ -72,38 +71,6 @@ async def test_draining_is_told_by_the_heartbeat() -> None:
     assert not await fleet.heartbeat("b:1", b"")
 
 
-@pytest.mark.parametrize(
-    ("stats", "current", "wanted"),
-    [
-        ({}, 3, 2),  # idle: one step down
-        ({"waiting_tokens": 2000}, 4, 4),  # at its target
-        ({"waiting_tokens": 2400}, 10, 12),
-        ({"waiting_tokens": 100_000}, 4, 8),  # never more than twice as many at once
-        ({"kv_cache_usage": 0.9}, 8, 9),
-        ({"waiting_adapters": 3}, 2, 3),
-        ({"busy": 0.6}, 4, 4),  # one fewer would be too close to the target
-        ({"busy": 0.3}, 4, 3),
-        ({"busy": 0.1, "kv_cache_usage": 0.79}, 8, 8),  # the greatest wish counts
-        ({}, 1, 1),
-    ],
-)
-def test_scaling(stats: dict[str, float], current: int, wanted: int) -> None:
-    """Up by what is needed most, down slowly, never to nothing."""
-    assert desired([stats] * current, current) == wanted
-
-
-def test_scaling_settles() -> None:
-    """Under a steady load the number of engines comes to rest, from below and from above."""
-    for begin in (1, 64):
-        current = begin
-        for _ in range(100):
-            load = 20_000 / current  # tokens that wait at each
-            current = desired([{"waiting_tokens": load, "busy": min(1.0, 8 / current)}] * current, current, Targets())
-        again = desired([{"waiting_tokens": 20_000 / current, "busy": min(1.0, 8 / current)}] * current, current)
-        assert again == current
-        assert 10 <= current <= 14
-
-
 def test_a_new_replica_loads_what_will_be_its_own() -> None:
     """It takes the adapters that prefer it to all others, the most used first, as many as fit, of its own base."""
     adapters = [f"a{number}" for number in range(40)]
@@ -119,15 +86,60 @@ def test_a_new_replica_loads_what_will_be_its_own() -> None:
     assert everything[0] == "a7@v1" or "a7@v1" not in mine
 
 
-def test_a_cluster_that_is_too_small() -> None:
-    """What is missing is said, with what there is."""
-    with pytest.raises(NotEnoughResources, match="4 replicas need 8 GPUs, there are 2"):
-        check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 2})
-    check_resources(ClusterSettings(replicas=4, gpus=2), {"CPU": 16, "GPU": 8})
-    nodes = {"CPU": 16, "node:10.0.0.1": 1, "node:10.0.0.2": 1, "node:__internal_head__": 1}
-    check_resources(ClusterSettings(routers=2), nodes)
-    with pytest.raises(NotEnoughResources, match="need 3 nodes, there are 2"):
-        check_resources(ClusterSettings(routers=3), nodes)
+SMALL, LARGE = {"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 8.0}
+FOUR_GPUS = {"gpus": 4, "cpus": 2, "replicas": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "problem"),
+    [
+        ({"replicas": 4, "gpus": 2, "cpus": 1}, [LARGE], None),
+        (
+            {"replicas": 4, "gpus": 2, "cpus": 1},
+            [SMALL],
+            "4 engines need 1 CPU and 2 GPUs of one node each, and beside the routers there is room for 1: "
+            "10.0.0.1: 16 CPUs and 2 GPUs, room for 1",
+        ),
+        (FOUR_GPUS, [LARGE], None),
+        (
+            FOUR_GPUS,  # eight in all, but nowhere four
+            [SMALL, SMALL, SMALL, SMALL],
+            "2 engines need 2 CPUs and 4 GPUs of one node each, and beside the routers there is room for 0: "
+            "10.0.0.1 and 3 more like it: 16 CPUs and 2 GPUs, which lacks 2 GPUs",
+        ),
+        (
+            FOUR_GPUS,
+            [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 4.0}, {"memory": 1.0}],
+            "room for 1: 10.0.0.1: 16 CPUs and 4 GPUs, room for 1; 10.0.0.2: 1 CPU and 4 GPUs, which lacks 1 CPU; "
+            "10.0.0.3: 0 CPUs and 0 GPUs, which lacks 2 CPUs and 4 GPUs",
+        ),
+        ({"replicas": 2, "cpus": 3}, [{"CPU": 4.0}, {"CPU": 4.0}], None),
+        ({"replicas": 2, "cpus": 3}, [{"CPU": 4.0}, {"CPU": 2.0}], "lacks 1 CPU"),
+        ({"replicas": 19, "cpus": 0.1}, [{"CPU": 2.0}], None),
+        ({"replicas": 1, "next_model": "b", "next_replicas": 2, "cpus": 2}, [{"CPU": 5.0}], "3 engines .* room for 2"),
+        ({"replicas": 4, "cpus": 2}, [{"CPU": 4.0}, {"CPU": 4.0}], "room for 3"),  # the router has to be somewhere
+        ({"replicas": 4, "cpus": 2}, [{"CPU": 4.0}, {"CPU": 5.0}], None),
+        (
+            {"replicas": 4, "cpus": 2, "routers": 2},
+            [{"CPU": 4.0}, {"CPU": 5.0}],
+            "beside the routers there is room for 3",
+        ),
+        ({"cpus": 1, "routers": 2}, [SMALL, SMALL], None),
+        ({"cpus": 1, "routers": 3}, [SMALL, SMALL], "3 routers need a node with CPUs each: 2 of 2 have some"),
+        ({"cpus": 1, "routers": 2}, [SMALL, {"CPU": 0.0, "GPU": 2.0}], "each: 1 of 2 have some"),  # none on such a head
+        ({"cpus": 1}, [], "there is no node"),
+    ],
+)
+def test_a_cluster_that_is_too_small(
+    settings: dict[str, Any], nodes: list[dict[str, float]], problem: str | None
+) -> None:
+    """An engine is on one node, whatever there is in all; the error says which node lacks what."""
+    there = [(f"10.0.0.{number}", has) for number, has in enumerate(nodes, 1)]
+    if problem is None:
+        check_resources(ClusterSettings(**settings), there)
+        return
+    with pytest.raises(NotEnoughResources, match=problem):
+        check_resources(ClusterSettings(**settings), there)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,7 @@ def test_a_cluster_that_is_too_small() -> None:
         ({"replicas": 1}, 8.0),
         ({"replicas": 3}, 2.0),
         ({"replicas": 2, "max_replicas": 4}, 2.0),
+        ({"replicas": 2, "next_model": "b", "next_replicas": 2}, 2.0),
         ({"replicas": 20}, 1.0),
         ({"replicas": 2, "cpus": 0.1}, 0.1),
         ({"replicas": 2, "ray": "auto"}, 1.0),
@@ -152,7 +165,8 @@ def test_cpus_of_an_engine(given: dict[str, Any], cpus: float, monkeypatch: pyte
     ("wrong", "problem"),
     [
         ({"replicas": 4, "max_replicas": 2}, "max_replicas"),
-        ({"replicas": 0}, "max_replicas"),
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": 0, "max_replicas": 4}, "replicas"),  # who would start the first one?
         ({"host": "0.0.0.0"}, "allow-remote"),
         ({"ray": "10.0.0.1:6379"}, "allow-remote"),
         ({"name": "Not A Name"}, "name"),

@@ -170,7 +170,7 @@ def test_the_ray_application_is_ours() -> None:
     """Serve accepts the configuration, the import path is right, and every argument is a setting, the nested ones too."""
     from ray.serve.schema import ServeDeploySchema
 
-    from engine.cluster.ray import application
+    from engine.cluster.ray import actors, application
 
     (service,) = of_kind(rendered("ray"), "RayService")
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
@@ -178,8 +178,8 @@ def test_the_ray_application_is_ours() -> None:
     assert app.import_path == f"{application.__name__}:{application.build.__name__}"
     spec = load(ClusterSettings, **app.args)
     engine, router = (
-        application.engine_settings(spec, "10.0.0.1", 1),
-        application.router_settings(spec, ROOT / "fleet.yaml"),
+        actors.engine_settings(spec, "10.0.0.1", 1),
+        actors.router_settings(spec, ROOT / "fleet.yaml"),
     )
     cluster = service["spec"]["rayClusterConfig"]
     (group,) = cluster["workerGroupSpecs"]
@@ -187,7 +187,7 @@ def test_the_ray_application_is_ours() -> None:
     ports = {port["name"]: port["containerPort"] for port in worker["ports"]}
     assert (ports["grpc"], ports["http"]) == (router["port"], router["http_port"])
     assert min(engine["drain_s"], router["drain_s"]) >= LONGEST_STREAM_S
-    assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= engine["drain_s"] + 2 * application._SLOW_S
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= engine["drain_s"] + 2 * actors.SLOW_S
     assert int(worker["resources"]["limits"]["nvidia.com/gpu"]) == spec.gpus
     assert float(worker["resources"]["requests"]["cpu"]) >= spec.cpus
     assert (group["minReplicas"], group["maxReplicas"]) == (spec.replicas, spec.max_replicas)
