@@ -76,9 +76,16 @@ def _lines(axes: Axes, results: Sequence[Result], label: str, value: _Value, log
     for name in dict.fromkeys(one.strategy for one in results):
         mine = [one for one in results if one.strategy == name]
         x = [one.replicas if over_replicas else 100 * one.load for one in mine]
-        width = 2.4 if name == "ours" else 1.2
+        width, order = (2.4, 3) if name == "ours" else (1.2, 2)
         axes.plot(
-            x, [value(one) for one in mine], color=_COLOURS[name], label=name, linewidth=width, marker="o", markersize=3
+            x,
+            [value(one) for one in mine],
+            color=_COLOURS[name],
+            label=name,
+            linewidth=width,
+            zorder=order,
+            marker="o",
+            markersize=3,
         )
     if over_replicas:
         axes.set_xscale("log", base=2)
@@ -115,6 +122,6 @@ def _plain(axis: Axis, *, locate: bool = True) -> None:
 
     if locate:
         least, most = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if most < 50 * least else (1.0,)))
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if most < 200 * least else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9g}"))
     axis.set_minor_locator(NullLocator())

@@ -94,7 +94,7 @@ class Oracle:
                 wait += self._model.load(job.rank) + self._reload(outlook.victim, now)
             else:
                 wait = max(wait, ready_at - now)
-        return wait + row_s * engine.rows
+        return wait + row_s * engine.active
 
     def _reload(self, victim: str | None, now: float) -> float:
         """What evicting it will cost, less the later it is asked for again."""
@@ -111,10 +111,9 @@ class Oracle:
         if waiting >= 0 or running >= model.slots:
             ends = engine.ends(now)
             if waiting >= 0:
-                place_at = ends[min(waiting, len(ends) - 1)][0] if ends else now
+                place_at = ends[min(waiting, len(ends) - 1)][0]
             if running >= model.slots:
-                last = {adapter: at for at, adapter in ends if adapter}  # the latest of each
-                slot_at = min(last.values(), default=now)
+                slot_at = min({adapter: at for at, adapter in ends if adapter}.values())  # the latest of each
         return _Outlook(engine.changes, place_at, slot_at, residents.victim(now))
 
 

@@ -75,10 +75,11 @@ class VirtualReplica:
         self._policy = Policy(Rules(max_running=model.places, max_waiting=10_000))
         self._policy.follow(self.residents)
         self._jobs: dict[Ticket, Job] = {}
+        self._loading: dict[Job, float] = {}  # of those that have a place, when their adapters are ready
         self._ranks: dict[str, int] = {}  # of all adapters that were asked for
         self._milestones: list[_Milestone] = []
         self._numbers = itertools.count()
-        self.rows = 0  # in the batch
+        self._rows = 0  # in the batch
         self._steps = 0.0
         self._synced = 0.0
         self._plan = 0  # counts plans for the next milestone: all but the latest are void
@@ -134,10 +135,16 @@ class VirtualReplica:
         return adapter in self._policy.slots.running
 
     def ends(self, now: float) -> list[tuple[float, str]]:
-        """When each running answer will end, at the present pace, and its adapter: what no server knows. In order."""
-        pace = self.model.step(self.rows)
-        done = self._steps + (now - self._synced) / pace
-        return sorted((now + (one.at - done) * pace, one.job.adapter) for one in self._milestones if one.last)
+        """When each answer that has a place will end, at the present pace, and its adapter: what no server knows. In order."""
+        pace = self.model.step(max(1, self._rows))
+        done = self._steps + (now - self._synced) / pace if self._rows else self._steps
+        running = [(now + (one.at - done) * pace, one.job.adapter) for one in self._milestones if one.last]
+        loading = [(ready + self._length(job) * pace, job.adapter) for job, ready in self._loading.items()]
+        return sorted(running + loading)
+
+    def _length(self, job: Job) -> int:
+        """Steps from when a request begins until its answer ends."""
+        return self.model.prefill(job.prompt_tokens + job.done) + job.tokens - job.done - 1
 
     def _carry_out(self, decided: list[Decision], now: float) -> None:
         for ticket, error in decided:
@@ -148,6 +155,7 @@ class VirtualReplica:
                 continue
             ready = self.residents.lease(job.adapter, now) if job.adapter else now
             if ready > now:
+                self._loading[job] = ready
                 self._later(ready, lambda at, job=job: self._begin(job, at))  # type: ignore[misc]
             else:
                 self._begin(job, now)
@@ -157,26 +165,27 @@ class VirtualReplica:
     def _begin(self, job: Job, now: float) -> None:
         if not self.alive or job.replica != self.id:
             return
+        self._loading.pop(job, None)
         self._sync(now)
         self.changes += 1
-        self.rows += 1
+        self._rows += 1
         first = self._steps + self.model.prefill(job.prompt_tokens + job.done)
         heapq.heappush(self._milestones, _Milestone(first, next(self._numbers), job, last=False))
-        last = first + job.tokens - job.done - 1
+        last = self._steps + self._length(job)
         heapq.heappush(self._milestones, _Milestone(last, next(self._numbers), job, last=True))
         self._plan_next(now)
 
     def _sync(self, now: float) -> None:
         """Advance the count of steps to now."""
-        if self.rows:
-            self._steps += (now - self._synced) / self.model.step(self.rows)
+        if self._rows:
+            self._steps += (now - self._synced) / self.model.step(self._rows)
         self._synced = now
 
     def _plan_next(self, now: float) -> None:
         self._plan += 1
         if self._milestones:
             plan = self._plan
-            wait = max(0.0, self._milestones[0].at - self._steps) * self.model.step(self.rows)
+            wait = max(0.0, self._milestones[0].at - self._steps) * self.model.step(self._rows)
             self._later(now + wait, lambda at: self._reach(plan, at))
 
     def _reach(self, plan: int, now: float) -> None:
@@ -193,7 +202,7 @@ class VirtualReplica:
         self._plan_next(now)
 
     def _finish(self, job: Job, now: float) -> None:
-        self.rows -= 1
+        self._rows -= 1
         job.finished = now
         ticket = job.ticket
         if ticket is None:

@@ -88,6 +88,15 @@ def test_it_sees_loads_on_their_way() -> None:
     assert fleet.choice(job("a", 0.4)) == "r1"
 
 
+def test_it_sees_who_is_still_loading() -> None:
+    """An engine whose slots all wait for their loads has none left, empty as its batch is."""
+    fleet = Fleet(2, *(job(name) for name in "abc"), job("end", 100.0))
+    for adapter in "ab":
+        fleet.ask("r0", job(adapter, tokens=100))
+    assert fleet.choice(job("c", 0.01)) == "r1"
+    assert [adapter for _, adapter in fleet.engines["r0"].ends(0.01)] == ["a", "b"]
+
+
 def test_it_knows_how_long_answers_will_be() -> None:
     """Of two full engines it takes the one whose next answer ends first."""
     fleet = Fleet(2, job("end", 100.0))
