@@ -113,7 +113,8 @@ class Oracle:
             if waiting >= 0:
                 place_at = ends[min(waiting, len(ends) - 1)][0]
             if running >= model.slots:
-                slot_at = min({adapter: at for at, adapter in ends if adapter}.values())  # the latest of each
+                free_at = sorted({adapter: at for at, adapter in ends if adapter}.values())  # by the latest of each
+                slot_at = free_at[min(engine.waiting_adapters, len(free_at) - 1)]
         return _Outlook(engine.changes, place_at, slot_at, residents.victim(now))
 
 

@@ -130,6 +130,11 @@ class VirtualReplica:
         """Adapters that requests run on."""
         return len(self._policy.slots.running)
 
+    @property
+    def waiting_adapters(self) -> int:
+        """Adapters that requests wait for and none runs on."""
+        return len({asked.adapter for asked, slot in self._policy.waiters() if not slot})
+
     def has_slot(self, adapter: str) -> bool:
         """Whether the adapter runs, so that further requests for it need no slot."""
         return adapter in self._policy.slots.running

@@ -97,6 +97,16 @@ def test_it_sees_who_is_still_loading() -> None:
     assert [adapter for _, adapter in fleet.engines["r0"].ends(0.01)] == ["a", "b"]
 
 
+def test_it_counts_who_waits_for_a_slot_already() -> None:
+    """The slot that is free first is somebody else's: it goes where the second one is nearer than there."""
+    fleet = Fleet(2, *(job(name) for name in "abcdef"), job("end", 100.0))
+    for name, adapter, tokens in (("r0", "a", 50), ("r0", "b", 2000), ("r1", "d", 100), ("r1", "e", 2000)):
+        fleet.ask(name, job(adapter, tokens=tokens))
+    assert fleet.choice(job("f", 0.6)) == "r0"
+    fleet.ask("r0", job("c", 0.6))
+    assert fleet.choice(job("f", 0.6)) == "r1"
+
+
 def test_it_knows_how_long_answers_will_be() -> None:
     """Of two full engines it takes the one whose next answer ends first."""
     fleet = Fleet(2, job("end", 100.0))
