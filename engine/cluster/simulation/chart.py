@@ -46,6 +46,8 @@ def draw(results: Sequence[Result], title: str, path: Path) -> None:
             _bars(axes, results, label, value, logarithmic)
         else:
             _lines(axes, results, label, value, logarithmic)
+    if len(points) > 1:
+        figure.axes[1].legend(frameon=False, fontsize=8, loc="center")  # between the hits with and without affinity
     _bounds(figure.axes, results, lines=len(points) > 1)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +98,6 @@ def _lines(axes: Axes, results: Sequence[Result], label: str, value: _Value, log
         _plain(axes.yaxis)
     axes.set_xlabel("replicas" if over_replicas else "load, % of the fleet's capacity")
     axes.set_title(label, fontsize=9)
-    if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        axes.legend(frameon=False, fontsize=8)
 
 
 def _bounds(panels: Sequence[Axes], results: Sequence[Result], *, lines: bool) -> None:
