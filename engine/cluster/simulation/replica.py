@@ -1,4 +1,4 @@
-"""A replica in virtual time: real admission before a modelled engine.
+"""A replica in virtual time: real admission and residency before a modelled engine.
 
 All rows of a batch advance by one token a step, and a step's length depends on how many they are. So the engine counts steps,
 every request knows at which count it has its first token and its last one, and only when the batch changes does the pace.
@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.cluster.routing import Report
 from engine.cluster.simulation.engine import EngineModel
+from engine.cluster.simulation.residents import Later, Residents
 from engine.runtime.admission import Asked, Rules
 from engine.runtime.admission.policy import Decision, Policy
 from engine.runtime.admission.tickets import Ticket
+from engine.runtime.residency.places import Worth
 
 _EPSILON = 1e-9
 VERSION = frozenset({"v1"})
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
-    """A request and what came of it. Times are virtual seconds; `adapter` is empty for the base model."""
+    """A request and what came of it. Times are virtual seconds; `adapter` is empty for the base model.
+
+    `hit`: each replica that it came to had its adapter loaded by then.
+    """
 
     arrived: float
     adapter: str
@@ -41,43 +46,6 @@ class Job:
     ticket: Ticket | None = None
 
 
-class Residents:
-    """The adapters in a modelled engine: what admission asks about them, and when each is ready."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.claimed: Collection[str] = ()
-        self.in_use: dict[str, int] = {}
-        self._ready: dict[str, float] = {}  # by adapter, least recently used first
-
-    def is_resident(self, digest: str) -> bool:
-        """Whether it is in, or on its way."""
-        return digest in self._ready
-
-    def names(self) -> Collection[str]:
-        """What is in."""
-        return self._ready.keys()
-
-    def lease(self, adapter: str, now: float, load_s: float) -> float:
-        """Use it; returns when it is ready. Evicts the least recently used one that nobody uses, if it must."""
-        ready = self._ready.pop(adapter, None)
-        if ready is None:
-            if len(self._ready) >= self.capacity:
-                idle = next((one for one in self._ready if one not in self.in_use), None)
-                if idle is not None:
-                    del self._ready[idle]
-            ready = now + load_s
-        self._ready[adapter] = ready
-        self.in_use[adapter] = self.in_use.get(adapter, 0) + 1
-        return max(now, ready)
-
-    def release(self, adapter: str) -> None:
-        """A request has let go of it."""
-        self.in_use[adapter] -= 1
-        if not self.in_use[adapter]:
-            del self.in_use[adapter]
-
-
 @dataclass(order=True)
 class _Milestone:
     at: float  # in steps
@@ -87,34 +55,43 @@ class _Milestone:
 
 
 class VirtualReplica:
-    """One replica. `later(when, what)` schedules a call; `ended(job, now)` hears of every answer and refusal."""
+    """One replica. `ended` hears of every answer and refusal; whichever adapter has the least `worth` makes way."""
 
     def __init__(
         self,
         id: str,  # noqa: A002
         model: EngineModel,
-        later: Callable[[float, Callable[[float], None]], None],
-        ended: Callable[[Job, float], None],
+        worth: Worth,
+        later: Later,
+        ended: Callable[[Job], None],
     ) -> None:
         self.id = id
         self.model = model
-        self.residents = Residents(model.slots)
+        self.residents = Residents(model.slots, worth, lambda adapter: model.load(self._ranks[adapter]), later)
         self.alive = True
+        self.changes = 0  # counts what has happened here
         self._later = later
         self._ended = ended
         self._policy = Policy(Rules(max_running=model.places, max_waiting=10_000))
         self._policy.follow(self.residents)
         self._jobs: dict[Ticket, Job] = {}
+        self._loading: dict[Job, float] = {}  # of those that have a place, when their adapters are ready
+        self._ranks: dict[str, int] = {}  # of all adapters that were asked for
         self._milestones: list[_Milestone] = []
         self._numbers = itertools.count()
-        self._rows = 0
+        self._rows = 0  # in the batch
         self._steps = 0.0
         self._synced = 0.0
         self._plan = 0  # counts plans for the next milestone: all but the latest are void
 
     def arrive(self, job: Job, now: float) -> None:
         """A request comes in."""
+        self.changes += 1
         job.replica = self.id
+        if job.adapter:
+            self._ranks[job.adapter] = job.rank
+            job.hit = job.hit and self.residents.is_resident(job.adapter)
+            self.residents.expect(job.adapter)
         asked = Asked(
             tenant="all", adapter=job.adapter or None, priority=100 if job.done else 0, places=1,
             prompt_tokens=job.prompt_tokens + job.done, min_tokens=0, max_tokens=job.tokens - job.done,
@@ -123,7 +100,6 @@ class VirtualReplica:
         job.ticket = ticket
         self._jobs[ticket] = job
         self._carry_out(decided, now)
-        self._later(now + 2.0, self._look)  # admission's own alarm: somebody may have waited too long for a slot
 
     def die(self, now: float) -> list[Job]:
         """Everything that was here, with what each had got."""
@@ -137,10 +113,11 @@ class VirtualReplica:
 
     def report(self) -> Report:
         """What it says of itself."""
+        names = self.residents.names()
         return Report(
             base="base", places=self.model.places, slots=self.model.slots, running=self._policy.running,
-            waiting=self._policy.waiting, residents=dict.fromkeys(self.residents.names(), VERSION),
-            in_use=dict(self.residents.in_use),
+            waiting=self._policy.waiting, residents=dict.fromkeys(names, VERSION), in_use=self.residents.in_use(),
+            ranks={name: self._ranks[name] for name in names},
         )  # fmt: skip
 
     @property
@@ -148,37 +125,58 @@ class VirtualReplica:
         """Requests that run or wait."""
         return self._policy.running + self._policy.waiting
 
-    def _look(self, now: float) -> None:
-        if self.alive and self._policy.waiting:
-            self._carry_out(self._policy.decide(now), now)
+    @property
+    def adapters(self) -> int:
+        """Adapters that requests run on."""
+        return len(self._policy.slots.running)
+
+    @property
+    def waiting_adapters(self) -> int:
+        """Adapters that requests wait for and none runs on."""
+        return len({asked.adapter for asked, slot in self._policy.waiters() if not slot})
+
+    def has_slot(self, adapter: str) -> bool:
+        """Whether the adapter runs, so that further requests for it need no slot."""
+        return adapter in self._policy.slots.running
+
+    def ends(self, now: float) -> list[tuple[float, str]]:
+        """When each answer that has a place will end, at the present pace, and its adapter: what no server knows. In order."""
+        pace = self.model.step(max(1, self._rows))
+        done = self._steps + (now - self._synced) / pace if self._rows else self._steps
+        running = [(now + (one.at - done) * pace, one.job.adapter) for one in self._milestones if one.last]
+        loading = [(ready + self._length(job) * pace, job.adapter) for job, ready in self._loading.items()]
+        return sorted(running + loading)
+
+    def _length(self, job: Job) -> int:
+        """Steps from when a request begins until its answer ends."""
+        return self.model.prefill(job.prompt_tokens + job.done) + job.tokens - job.done - 1
 
     def _carry_out(self, decided: list[Decision], now: float) -> None:
         for ticket, error in decided:
             job = self._jobs[ticket]
             if error is not None:
                 job.refused = True
-                del self._jobs[ticket]
-                self._ended(job, now)
+                self._end(job, ticket)
                 continue
-            ready = now
-            if job.adapter:
-                resident = self.residents.is_resident(job.adapter)
-                ready = self.residents.lease(job.adapter, now, self.model.load(job.rank))
-                job.hit = job.hit and resident
+            ready = self.residents.lease(job.adapter, now) if job.adapter else now
             if ready > now:
+                self._loading[job] = ready
                 self._later(ready, lambda at, job=job: self._begin(job, at))  # type: ignore[misc]
             else:
                 self._begin(job, now)
+        if (upcoming := self._policy.upcoming()) is not None:
+            self.residents.load_ahead(upcoming, now)
 
     def _begin(self, job: Job, now: float) -> None:
         if not self.alive or job.replica != self.id:
             return
+        self._loading.pop(job, None)
         self._sync(now)
+        self.changes += 1
         self._rows += 1
-        prefill = -(-(job.prompt_tokens + job.done) // self.model.chunk)
-        first = self._steps + prefill
+        first = self._steps + self.model.prefill(job.prompt_tokens + job.done)
         heapq.heappush(self._milestones, _Milestone(first, next(self._numbers), job, last=False))
-        last = first + job.tokens - job.done - 1
+        last = self._steps + self._length(job)
         heapq.heappush(self._milestones, _Milestone(last, next(self._numbers), job, last=True))
         self._plan_next(now)
 
@@ -198,6 +196,7 @@ class VirtualReplica:
     def _reach(self, plan: int, now: float) -> None:
         if plan != self._plan or not self.alive:
             return
+        self.changes += 1
         self._sync(now)
         while self._milestones and self._milestones[0].at <= self._steps + _EPSILON:
             milestone = heapq.heappop(self._milestones)
@@ -213,10 +212,15 @@ class VirtualReplica:
         ticket = job.ticket
         if ticket is None:
             return
-        del self._jobs[ticket]
         self._policy.served(ticket, job.tokens - job.done)
         self._policy.leave(ticket, now)
         if job.adapter:
-            self.residents.release(job.adapter)
-        self._ended(job, now)
+            self.residents.release(job.adapter, now)
+        self._end(job, ticket)
         self._carry_out(self._policy.decide(now), now)
+
+    def _end(self, job: Job, ticket: Ticket) -> None:
+        del self._jobs[ticket]
+        if job.adapter:
+            self.residents.forget(job.adapter)
+        self._ended(job)

@@ -1,13 +1,13 @@
-"""Ways to choose a replica: the others' known ones, ours, and an oracle that sees what no router can."""
+"""Ways to choose a replica: the others' known ones, and ours."""
 
 from __future__ import annotations
 
 import random
 from typing import Protocol
 
-from engine.cluster.routing import Ask, Chooser, Costs, Rendezvous, Replica, Replicas
+from engine.cluster.routing import Ask, Chooser, Costs, Replica, Replicas
 from engine.cluster.simulation.engine import EngineModel
-from engine.cluster.simulation.replica import Job, VirtualReplica
+from engine.cluster.simulation.replica import Job
 
 _ANSWER = 250  # tokens: about as long as the traffic's
 
@@ -92,27 +92,6 @@ class Ours:
         return chosen
 
 
-class Oracle:
-    """Sees every engine as it is at this moment, loads on their way included, and takes the best of all."""
-
-    def __init__(self, model: EngineModel, engines: dict[str, VirtualReplica]) -> None:
-        self._costs = costs(model)
-        self._model = model
-        self._engines = engines
-
-    def choose(self, job: Job, replicas: Replicas, now: float) -> Replica:
-        """The least true cost."""
-        del now
-        return min(replicas.group("base").members, key=lambda one: self._cost(job, self._engines[one.id]))
-
-    def _cost(self, job: Job, engine: VirtualReplica) -> float:
-        costs, model, active = self._costs, self._model, engine.active
-        cost = (costs.hold_s * max(0, active + 1 - model.places) + costs.step_s * active) / model.places
-        if job.adapter and not engine.residents.is_resident(job.adapter):
-            cost += model.load(job.rank) + (costs.turn_s if len(engine.residents.in_use) >= model.slots else 0.0)
-        return cost
-
-
 def costs(model: EngineModel) -> Costs:
     """The times that the choice goes by, for an engine of this kind."""
     return Costs(
@@ -122,12 +101,3 @@ def costs(model: EngineModel) -> Costs:
         load_rank_s=model.load_rank_s,
         prefill_s=model.step(model.places),
     )
-
-
-def moved(replicas: int, adapters: int) -> float:
-    """By how many times more than its ideal share of adapters one more replica moves."""
-    before = Rendezvous({f"r{number}": 1.0 for number in range(replicas)})
-    after = Rendezvous({f"r{number}": 1.0 for number in range(replicas + 1)})
-    keys = [Ask(f"a{number}").key for number in range(adapters)]
-    changed = sum(before.first(key)[0] != after.first(key)[0] for key in keys)
-    return changed / (adapters / (replicas + 1))

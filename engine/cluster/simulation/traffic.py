@@ -1,4 +1,4 @@
-"""Who asks for what, and when: all of it from a seed."""
+"""Who asks for what, and when: all of it from a seed, so that every strategy gets the same requests at the same times."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RANKS = (8, 16, 16, 32, 64)  # of adapters, in turn
 class Traffic:
     """`load` is the share of the fleet's capacity that is asked for; adapter popularity follows Zipf's law with `zipf`.
 
-    `burst` above 1 makes the rate swing: so many times the mean in one tenth of the time. `prompt` and `answer` are mean tokens
-    (lognormal prompts, geometric answers).
+    `burst`, from 1 to below 10, makes the rate swing: so many times the mean in one second of every ten, less in the others.
+    `prompt` and `answer` are mean tokens (lognormal prompts, geometric answers).
     """
 
     requests: int = 40_000
@@ -34,7 +34,7 @@ class Traffic:
 
     def rate(self, model: EngineModel, replicas: int) -> float:
         """Requests a second: `load` of what full batches would finish."""
-        steps = self.answer + math.ceil(self.prompt / model.chunk)
+        steps = self.answer + model.prefill(self.prompt)
         return self.load * replicas * model.places / (steps * model.step(model.places))
 
 
@@ -62,13 +62,11 @@ def jobs(traffic: Traffic, model: EngineModel, replicas: int, routers: int) -> I
 
 
 def _times(traffic: Traffic, rate: float, random: np.random.Generator) -> np.ndarray:
-    """Poisson arrivals; with bursts, of a rate that is `burst` times the mean in a tenth of every ten seconds."""
-    gaps = random.exponential(1 / rate, traffic.requests)
-    if traffic.burst <= 1:
-        return np.cumsum(gaps)
-    quiet = max(0.05, (1 - 0.1 * traffic.burst) / 0.9)
-    times, now = np.empty(traffic.requests), 0.0
-    for number, gap in enumerate(gaps):
-        now += gap / (traffic.burst if now % 10 < 1 else quiet)
-        times[number] = now
+    """Poisson arrivals; with bursts, of a rate that is `burst` times the mean in the first second of every ten.
+
+    Arrivals at the mean rate are drawn first; then what falls into ten seconds is spread over them unevenly.
+    """
+    tens, within = np.divmod(np.cumsum(random.exponential(1 / rate, traffic.requests)), 10)
+    quiet = 1 + (within - traffic.burst) * 9 / (10 - traffic.burst)
+    times: np.ndarray = 10 * tens + np.where(within < traffic.burst, within / traffic.burst, quiet)
     return times

@@ -1,6 +1,7 @@
 """Residency: which adapters are where, from the registry to the engine's slots, each tier bounded.
 
 slots.py     what is in the engine: leases, pins, loads, evictions; nothing runs that is not loaded, confirmed and probed
+places.py    who gets a place in it and who makes way: no clock and no event loop, so that a simulation can drive it
 memory.py    prepared copies in host memory, which the engine has only to copy; what the queue will need is prepared ahead
              below it: verified local copies (registry/cache.py), and the registry
 """

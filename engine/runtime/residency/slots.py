@@ -2,7 +2,7 @@
 
 A request may only name an adapter that this file has loaded, confirmed and probed, and that stays loaded until the request
 lets go of its lease. We evict before the engine would: what is worth least (registry/worth.py), never what is in use or pinned,
-and what requests wait for only if there is nothing else.
+and what requests wait for only if there is nothing else (places.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
 from engine.runtime.probe import Probe
 from engine.runtime.residency.memory import HostMemory, Prepared, Tier
+from engine.runtime.residency.places import Occupant, Places
 
 log = structlog.get_logger(__name__)
 
@@ -45,21 +46,19 @@ class Observer(Protocol):
 
 
 @dataclass
-class Resident:
+class Resident(Occupant):
     """An adapter version in the engine, or on its way there."""
 
     manifest: Manifest
     replaces: LoadedAdapter | None = None  # still in the engine, in the place that this one will take
     adapter: LoadedAdapter | None = None
-    in_use: int = 0
-    pinned: bool = False
-    last_used: float = field(default_factory=time.monotonic)
     loading: asyncio.Task[None] | None = None
+    last_used: float = field(default_factory=time.monotonic, kw_only=True)
 
     @property
-    def evictable(self) -> bool:
-        """Whether it may be taken out now."""
-        return self.adapter is not None and not self.in_use and not self.pinned
+    def ready(self) -> bool:
+        """Whether requests can name it."""
+        return self.adapter is not None
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Residency:
     ) -> None:
         self._engine = engine
         self._memory = memory
-        self._rates = rates
         self.base_fingerprint = base_fingerprint
         self.capacity = capacity
         self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
@@ -98,7 +96,8 @@ class Residency:
         self._probe = Probe(engine)
         self._probed: set[str] = set()  # digests; what is in a version never changes, so once is enough
         self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
-        self._residents: dict[str, Resident] = {}  # by content digest
+        self._places: Places[Resident] = Places(capacity, rates, memory.expected)
+        self._residents = self._places.held
         self._ahead: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
@@ -112,7 +111,7 @@ class Residency:
         """
         self.check_quarantine(manifest)
         started = time.monotonic()
-        self._rates.asked(manifest.digest, started)
+        self._places.asked(manifest.digest, started)
         ready = self.is_resident(manifest.digest)
         if ready and self._observer:
             self._observer.adapter_found("slot")
@@ -157,7 +156,7 @@ class Residency:
         One at a time, if it is in host memory, and never instead of what other requests wait for.
         """
         manifest = self._memory.manifest(digest)
-        if self._loads_ahead or manifest is None or digest in self._residents or digest in self.quarantined:
+        if manifest is None or digest in self._residents or digest in self.quarantined:
             return
         if (found := self._place(ahead=True)) is not None:
             resident = self._residents[digest] = Resident(manifest, *found)
@@ -292,8 +291,7 @@ class Residency:
 
     def is_resident(self, digest: str) -> bool:
         """Whether the version is in the engine and ready."""
-        resident = self._residents.get(digest)
-        return resident is not None and resident.adapter is not None
+        return self._places.is_ready(digest)
 
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""
@@ -389,20 +387,11 @@ class Residency:
 
     def _place(self, *, ahead: bool = False) -> tuple[LoadedAdapter | None] | None:
         """A place, and who is still in it; None while none may go. The engine forgets it when its successor comes."""
-        count, now = len(self._residents), time.monotonic()
-        if count < self.capacity + ahead:
-            return (None,)
-        idle = [resident for resident in self._residents.values() if resident.evictable]
-        if ahead:
-            idle = [resident for resident in idle if resident.manifest.digest not in self._memory.expected]
-        if idle:
-            return (self._evict(min(idle, key=lambda resident: self._worth(resident, now))),)
-        return (None,) if count == self.capacity and self._loads_ahead else None
-
-    def _worth(self, resident: Resident, now: float) -> tuple[bool, float, float]:
-        """Least goes first, of equals the one unused for longest. All slots are alike, and so are copies into them."""
-        digest = resident.manifest.digest
-        return digest in self._memory.expected, self._rates.worth(digest, now), resident.last_used
+        found = self._places.find(time.monotonic(), ahead=ahead, under_way=self._loads_ahead)
+        if found is None:
+            return None
+        (digest,) = found
+        return (self._evict(self._residents[digest]) if digest else None,)
 
     def _evict(self, resident: Resident) -> LoadedAdapter:
         """From now on no request can lease it; the engine has yet to forget it."""

@@ -21,6 +21,7 @@ COMMANDS = [
     ("compare",),
     ("merge",),
     ("readapt",),
+    ("simulate",),
     ("base", "check"),
     ("base", "fingerprint"),
     *(
