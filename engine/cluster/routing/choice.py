@@ -3,8 +3,9 @@
 Each adapter has an order of preference among the replicas (rendezvous hashing). Its candidates are the first ones of that
 order, as many as its traffic needs, and whoever holds it already; a candidate whose load is far above the mean is passed
 over, and the next one of the order takes its place (bounded loads: Mirrokni, Thorup & Zadimoghaddam, SODA 2018). Of the
-candidates the one with the least estimated time to first token gets the request. All that this needs is in the replicas'
-reports, so several routers choose alike without talking to each other.
+candidates the one with the least estimated time to first token gets the request; if even that is longer than loading the
+adapter anew is worth, any of the first ones may. All that this needs is in the replicas' reports, so several routers
+choose alike without talking to each other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ BOUND = 1.25  # times the mean load: a replica above it is overloaded
 _ROOM = 0.5  # a replica that uses less than this share of its places is not overloaded, whatever the mean
 _SHARE = 0.5  # of a replica's places that one adapter may use before it is spread over one more
 _HOLDERS = 4  # replicas that are looked at because they hold the adapter, beside the preferred ones
+_LOADS = 2  # what one more copy costs: its own load, and some day that of the adapter which it displaces
 _PREFIX_COPIES = 2  # replicas that are looked at for a prompt to the base model
 
 
@@ -57,6 +59,8 @@ class Chooser:
             return None
         rank = group.ranks.get(ask.adapter, UNKNOWN_RANK)
         best = self._cheapest(ask, self._candidates(ask, group, excluded), rank)
+        if ask.adapter and self.cost(ask, best, rank) > _LOADS * self.costs.load(rank):
+            best = self._cheapest(ask, [best, *self._well(ask, group, excluded)], rank)
         if self.cost(ask, best, rank) > ask.remaining_s:  # too late there: take whoever is fastest, prefer or not
             best = min(allowed, key=lambda one: self.cost(ask, one, rank))
         return best
@@ -78,16 +82,18 @@ class Chooser:
         wanted = _copies(ask.adapter, group) if ask.adapter else _PREFIX_COPIES
         found: list[Replica] = []
         holders = 0
-        for name in group.ring.first(ask.key):
-            replica = self.replicas.by_id[name]
-            if replica.id in excluded or _overloaded(replica, group):
-                continue
+        for replica in self._well(ask, group, excluded):
             if len(found) - holders < wanted:
                 found.append(replica)
             elif holders < _HOLDERS and ask.adapter and replica.holds(ask.adapter, ask.version):
                 found.append(replica)
                 holders += 1
         return found or self._from_all(ask, group, excluded)
+
+    def _well(self, ask: Ask, group: Group, excluded: Collection[str]) -> list[Replica]:
+        """The first of the order that are not overloaded."""
+        first = (self.replicas.by_id[name] for name in group.ring.first(ask.key) if name not in excluded)
+        return [one for one in first if not _overloaded(one, group)]
 
     def _from_all(self, ask: Ask, group: Group, excluded: Collection[str]) -> list[Replica]:
         """Where all of the first are overloaded: the next one that is not, or all."""

@@ -35,12 +35,15 @@ class Costs:
         over = max(0.0, replica.active + work - places)
         return (self.hold_s * over + self.step_s * replica.active) / places
 
+    def load(self, rank: int) -> float:
+        """Loading an adapter of this rank."""
+        return self.load_s + self.load_rank_s * rank
+
     def adapter(self, replica: Replica, name: str, version: str, rank: int) -> float:
         """The wait for the adapter: none if it is there, its load if it is not, and a turn if all slots are in use."""
         if replica.holds(name, version):
             return 0.0
-        load = self.load_s + self.load_rank_s * rank
-        return load + (self.turn_s if replica.slots_used >= replica.report.slots else 0.0)
+        return self.load(rank) + (self.turn_s if replica.slots_used >= replica.report.slots else 0.0)
 
 
 def work_of(rank: int) -> float:

@@ -139,6 +139,23 @@ def test_a_replica_whose_slots_are_all_in_use_costs_a_turn() -> None:
     assert chosen is replicas.by_id[second]
 
 
+def test_a_long_wait_is_worth_a_copy() -> None:
+    """Whoever holds an adapter is waited for while that is cheaper than two loads, and no longer."""
+    costs = Costs(hold_s=0.5, step_s=0.0, load_s=0.1, load_rank_s=0.0)
+
+    def chosen(waiting: int) -> str:
+        replicas = fleet(4)
+        owner = replicas.group(BASE).ring.order(Ask("support").key)[0]
+        for one in replicas:
+            residents = holding("support@v1") if one.id == owner else {}
+            replicas.reported(one, Report(BASE, 8, 4, 8, waiting if one.id == owner else 0, residents))
+        best = Chooser(replicas, costs).choose(Ask("support"), BASE)
+        assert best
+        return "owner" if best.id == owner else "another"
+
+    assert [chosen(waiting) for waiting in (0, 1, 3)] == ["owner", "owner", "another"]
+
+
 def test_rank_counts() -> None:
     """A wide adapter costs more to load, so it goes further to find a replica that holds it."""
     costs = Costs()
