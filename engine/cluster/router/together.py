@@ -58,8 +58,9 @@ async def together(messages: AsyncGenerator[bytes, None], pace: Pace) -> AsyncGe
                 break
         else:
             return
-        async for data in _spaced(messages, pace, passed):
-            yield data
+        async with aclosing(_spaced(messages, pace, passed)) as rest:
+            async for data in rest:
+                yield data
 
 
 async def _spaced(messages: AsyncGenerator[bytes, None], pace: Pace, passed: int) -> AsyncGenerator[bytes, None]:

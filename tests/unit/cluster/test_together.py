@@ -144,6 +144,27 @@ async def test_an_error_comes_after_what_came_before_it() -> None:
     assert content(came) == content(stream(9))
 
 
+async def test_a_caller_leaves_while_the_replica_computes() -> None:
+    """What waits for the next token is ended."""
+    closed = asyncio.Event()
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        try:
+            for number in range(3):
+                yield pb.GenerateStreamResponse(sequence=number, token_ids=[1]).SerializeToString()
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    messages = together(slow(), pace(0.001))
+    came = [await anext(messages)]
+    while sum(len(pb.GenerateStreamResponse.FromString(data).token_ids) for data in came) < 3:
+        came.append(await anext(messages))
+    await asyncio.sleep(0.01)
+    await messages.aclose()
+    assert closed.is_set()
+
+
 async def test_a_slow_caller_makes_the_replica_wait_and_one_who_leaves_ends_it() -> None:
     """No more than some messages are kept; the source is closed with the stream."""
     made, closed = 0, asyncio.Event()
