@@ -35,6 +35,11 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def pad_token(tokenizer: Any) -> int:
+    """What rows are filled up with: the end token where there is none for it; masked, so it changes nothing."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
 def load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None = None) -> Any:
     """Load the base for training or scoring; with `quantization` its linear layers are held in 4 bits."""
     logging.disable_progress_bar()  # the command has one of its own

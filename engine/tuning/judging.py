@@ -10,6 +10,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from engine.errors import InvalidRows
+from engine.tuning.base_model import pad_token
 from engine.tuning.encoding import rendered
 from engine.tuning.jsonl import BadRow
 from engine.tuning.suite import MAX_TOKENS, Case, Suite, normal
@@ -54,7 +55,7 @@ def prompts(suite: Suite, tokenizer: Any) -> list[list[int]]:
 @torch.no_grad()
 def _answers(model: Any, suite: Suite, tokenizer: Any, max_tokens: int) -> Iterator[tuple[Case, str]]:
     model.eval()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = pad_token(tokenizer)
     asked = list(zip(suite.cases, prompts(suite, tokenizer), strict=True))
     asked.sort(key=lambda one: (one[0].max_tokens or max_tokens, len(one[1])))
     for start in range(0, len(asked), _ROWS_AT_ONCE):

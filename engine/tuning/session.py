@@ -18,7 +18,16 @@ from safetensors.torch import load_file, save_file
 from engine.errors import TrainingFailed
 from engine.registry.fingerprint import read_base
 from engine.tuning import advice
-from engine.tuning.base_model import attach, check_gradients, load_base, load_tokenizer, losses, precision, weight_bytes
+from engine.tuning.base_model import (
+    attach,
+    check_gradients,
+    load_base,
+    load_tokenizer,
+    losses,
+    pad_token,
+    precision,
+    weight_bytes,
+)
 from engine.tuning.batches import packed, padded
 from engine.tuning.data import Split, duplicates, split_rows
 from engine.tuning.encoding import Example, encode_rows
@@ -55,6 +64,7 @@ class Session:
         self.split = split_rows(self.recipe.data.train, self.recipe.data.held_out, self.recipe.train.seed)
         self.folder.check_origin(self._origin())
         self.tokenizer = load_tokenizer(self.base)
+        self._pad = pad_token(self.tokenizer)
         limit = self.recipe.data.max_length
         self.examples = encode_rows(self.split.train, self.tokenizer, limit, "training data")
         self.held_out = encode_rows(self.split.held_out, self.tokenizer, limit, "held-out data")
@@ -84,12 +94,6 @@ class Session:
         check_gradients(self.model, losses(self.model, {k: v.to(self.model.device) for k, v in batch.items()})[1])
         self._stage("scoring the base")
         self.base_score = self._score()
-
-    @property
-    def _pad(self) -> int:
-        return int(
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        )
 
     def learn(self) -> None:
         """Run the steps, from the last whole checkpoint if there is one."""

@@ -166,25 +166,38 @@ def _check_references(schema: dict[str, Any]) -> None:
     """Follow each reference now: one that leads nowhere would raise only when answers are there to check."""
     from jsonschema_specifications import REGISTRY
     from referencing import Resource
-    from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
     top = Resource.from_contents(schema, default_specification=DRAFT202012)
     open_ones = [(top, REGISTRY.with_resource(top.id() or "", top).resolver(top.id() or ""))]
     while open_ones:
         part, resolver = open_ones.pop()
-        if isinstance(part.contents, dict) and isinstance(reference := part.contents.get("$ref"), str):
-            seen = [reference]
-            try:
-                target = resolver.lookup(reference)
-                while isinstance(target.contents, dict) and isinstance(target.contents.get("$ref"), str):
-                    if target.contents["$ref"] in seen:
-                        raise BadRow(f"json_schema: {reference!r} leads back to itself")
-                    seen.append(target.contents["$ref"])
-                    target = target.resolver.lookup(seen[-1])
-            except Unresolvable:
-                raise BadRow(f"json_schema refers to {seen[-1]!r}, which is not in it") from None
+        if reference := _reference(part.contents):
+            _follow(reference, resolver)
         open_ones += [(inner, resolver.in_subresource(inner)) for inner in part.subresources()]
+
+
+def _follow(reference: str, resolver: Any) -> None:
+    """Go where a reference leads, and on from there if that is a reference, too."""
+    from referencing.exceptions import Unresolvable
+
+    seen: list[str] = []
+    following = reference
+    while following:
+        if following in seen:
+            raise BadRow(f"json_schema: {reference!r} leads back to itself")
+        seen.append(following)
+        try:
+            target = resolver.lookup(following)
+        except Unresolvable:
+            raise BadRow(f"json_schema refers to {following!r}, which is not in it") from None
+        following, resolver = _reference(target.contents), target.resolver
+
+
+def _reference(schema: Any) -> str:
+    """What a schema refers to; empty if it does not."""
+    reference = schema.get("$ref") if isinstance(schema, dict) else None
+    return reference if isinstance(reference, str) else ""
 
 
 def normal(text: str) -> str:

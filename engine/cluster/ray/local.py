@@ -12,6 +12,7 @@ from engine.errors import NoCluster, NotEnoughResources
 
 Node = tuple[str, Mapping[str, float]]  # its address, and what it has in all
 
+NAMESPACE = "loraplex"  # of Ray's: what is ours there
 ROUTER_CPUS = 0.001  # next to nothing, but what a head that was started with --num-cpus 0 does not have
 _MIB = 1024 * 1024
 _ROUNDING = 1e-6
@@ -32,7 +33,7 @@ def connected(spec: ClusterSettings) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "namespace": "loraplex", "configure_logging": False}
+    options: dict[str, Any] = {"log_to_driver": False, "namespace": NAMESPACE, "configure_logging": False}
     if spec.ray:
         options["address"] = spec.ray
     else:

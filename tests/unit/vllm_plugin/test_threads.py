@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from engine.vllm_plugin.threads import bound_to, compute_threads
+from engine.errors import BadConfiguration
+from engine.vllm_plugin.threads import bound_to, compute_threads, on_every_core
 
 
 class Cpu(NamedTuple):
@@ -43,6 +44,15 @@ def test_compute_threads(allowed: list[Cpu], quota: str, threads: int, tmp_path:
 def test_cores_that_were_chosen() -> None:
     """A thread for each, and each at its own."""
     assert bound_to([2, 5]) == {"OMP_NUM_THREADS": "2", "OMP_PLACES": "{2},{5}", "OMP_PROC_BIND": "true"}
+
+
+def test_cores_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engines' lists, or none at all, are refused with what to write."""
+    for wrong in ("0-1|2-3", "all"):
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", wrong)
+        with pytest.raises(BadConfiguration, match="is no list of cores") as caught:
+            on_every_core()
+        assert "0-3,8" in caught.value.fix
 
 
 def test_outside_of_a_container(tmp_path: Path) -> None:
