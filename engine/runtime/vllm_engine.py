@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine import vllm_plugin
 from engine.config import Settings
-from engine.errors import EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
+from engine.errors import BadConfiguration, EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
 from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.registry.fingerprint import check_base
 from engine.registry.tensor_checks import adaptable_layers
@@ -181,7 +181,7 @@ class VllmEngine:
             "otlp_traces_endpoint": settings.otlp_endpoint or None,
             "use_tqdm_on_load": False,
             "worker_extension_cls": "engine.vllm_plugin.worker.LoraplexWorker",
-            "distributed_executor_backend": on_every_core() if on_cpu and settings.tensor_parallel == 1 else None,
+            "distributed_executor_backend": _executor() if on_cpu and settings.tensor_parallel == 1 else None,
             "scheduler_cls": "engine.vllm_plugin.scheduler.ZeroingScheduler" if on_cpu else None,
         }
 
@@ -393,6 +393,13 @@ def _prepare_environment(settings: Settings) -> None:
     if _on_cpu():
         # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _executor() -> str:
+    try:
+        return on_every_core()
+    except ValueError as error:
+        raise BadConfiguration(str(error), fix="Write it as 0-3,8, or leave it out to use every core.") from error
 
 
 def _lora_request(adapter: LoadedAdapter) -> LoRARequest:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from engine.errors import BadConfiguration
-
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000" or "MICROSECONDS PERIOD": docs.kernel.org, cgroup-v2, CPU
 
 
@@ -24,7 +22,7 @@ def on_every_core() -> str:
     """Have vLLM's processes, which are started later, compute with every core; returns the executor to name to vLLM.
 
     OMP_NUM_THREADS stands if it is set: Ray sets it to a replica's share of the CPUs. So does vLLM's own setting of the cores
-    to use, VLLM_CPU_OMP_THREADS_BIND, such as "0-3,8". Raises BadConfiguration when that cannot be read.
+    to use, VLLM_CPU_OMP_THREADS_BIND, such as "0-3,8". Raises ValueError when that cannot be read.
     """
     from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, parse_id_list
 
@@ -35,8 +33,7 @@ def on_every_core() -> str:
         try:
             cpus = parse_id_list(bound)
         except ValueError as error:
-            problem = f"VLLM_CPU_OMP_THREADS_BIND={bound!r} is no list of cores for one engine"
-            raise BadConfiguration(problem, fix="Write it as 0-3,8, or leave it out to use every core.") from error
+            raise ValueError(f"VLLM_CPU_OMP_THREADS_BIND={bound!r} is no list of cores for one engine") from error
         for name, value in bound_to(cpus).items():
             os.environ.setdefault(name, value)
     return "engine.vllm_plugin.executor.InProcessExecutor"

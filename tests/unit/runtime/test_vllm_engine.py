@@ -12,9 +12,9 @@ import pytest
 
 from engine.client.testing import write_adapter
 from engine.config import Settings
-from engine.errors import InvalidAdapter
+from engine.errors import BadConfiguration, InvalidAdapter
 from engine.registry.file_checks import CONFIG, WEIGHTS
-from engine.runtime.vllm_engine import VllmEngine
+from engine.runtime.vllm_engine import VllmEngine, _executor
 
 torch = pytest.importorskip("torch")
 
@@ -83,3 +83,11 @@ async def test_prepares_while_stopped(engine: VllmEngine, tmp_path: Path) -> Non
             engine.prepare(files | wrong, tmp_path / "target")
     with pytest.raises(OSError, match="os error 2"):
         engine.prepare(files, tmp_path / "nowhere" / "target")
+
+
+def test_cores_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting of vLLM's own is refused with what to write in it."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "all")
+    with pytest.raises(BadConfiguration, match="'all' is no list of cores") as caught:
+        _executor()
+    assert "0-3,8" in caught.value.fix

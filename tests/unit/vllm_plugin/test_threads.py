@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 
-from engine.errors import BadConfiguration
 from engine.vllm_plugin.threads import bound_to, compute_threads, on_every_core
 
 
@@ -47,12 +46,11 @@ def test_cores_that_were_chosen() -> None:
 
 
 def test_cores_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two engines' lists, or none at all, are refused with what to write."""
+    """Two engines' lists, or none at all, are refused."""
     for wrong in ("0-1|2-3", "all"):
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", wrong)
-        with pytest.raises(BadConfiguration, match="is no list of cores") as caught:
+        with pytest.raises(ValueError, match="is no list of cores"):
             on_every_core()
-        assert "0-3,8" in caught.value.fix
 
 
 def test_outside_of_a_container(tmp_path: Path) -> None:
