@@ -1,7 +1,7 @@
 """The demo: one engine, three adapters and the base in one batch; a promotion and a rollback under traffic.
 
 make demo                      run it and stop
-make serve                     leave the server running until Ctrl-C
+make serve                     publish the adapters that are missing, and serve until Ctrl-C; what you publish stays
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.table import Table
 from engine.client import AsyncClient, Generation, RequestError
 
 HERE = Path(__file__).parent
-HOME = Path(".loraplex/demo")  # registry, cache and log of the demo's server
+HOME = Path(".loraplex/demo")  # log of the demo's server, and its registry unless it stays
 ADAPTERS = ("support", "legal", "code")
 BASE_PROMPT = "The capital of France is"
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -40,11 +40,16 @@ def held_out(name: str, count: int) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def server(model: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`loraplex serve` as a process of its own, stopped by SIGTERM at the end of the block."""
+def server(model: Path, port: int, keep: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """`loraplex serve` as a process of its own, stopped by SIGTERM at the end of the block.
+
+    If it is to `keep` what it is told, it has the default registry and HTTP port, those that every other command expects.
+    """
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
-    flags = ["--model", str(model), "--registry", str(HOME / "registry"), "--port", str(port), "--http-port", "0"]
+    flags = ["--model", str(model), "--port", str(port)]
+    if not keep:
+        flags += ["--registry", str(HOME / "registry"), "--http-port", "0"]
     command = [sys.executable, "-m", "engine.cli", "serve", *flags, "--log-format", "json"]
     with (HOME / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -67,8 +72,12 @@ async def until_ready(client: AsyncClient, process: subprocess.Popen[bytes]) -> 
 
 
 async def publish(client: AsyncClient) -> None:
-    """Publish the three shipped adapters, checked against the base, and load them."""
+    """Publish those of the three shipped adapters that are not there yet, checked against the base, and load them."""
+    published = {adapter.name for adapter in await client.adapters.list()}
     for name in ADAPTERS:
+        if name in published:
+            console.print(f"  [bold]{name}[/] is there already")
+            continue
         version = await client.adapters.publish(HERE / name / "v1", name, publisher="demo")
         await client.adapters.preload(name)
         score = json.loads(version.evaluation_json)
@@ -171,9 +180,10 @@ async def demo(client: AsyncClient, process: subprocess.Popen[bytes], keep: bool
     console.rule("[bold]2  publish three adapters", align="left")
     await publish(client)
     if keep:
-        console.print(f"\nServing on {client.target}; try, in another terminal:")
+        console.print(f"\nServing on {client.target}; the console and OpenAI's API: http://127.0.0.1:{info.http_port}")
+        console.print("Try, in another terminal:")
         _next_steps()
-        console.print("Ctrl-C stops it.")
+        console.print("Ctrl-C stops it; what is published stays, in .loraplex/registry.")
         await asyncio.to_thread(process.wait)
         return
     console.rule("[bold]3  one batch for all of them", align="left")
@@ -204,7 +214,7 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=50051)
     parser.add_argument("--serve", action="store_true", help="publish the adapters and keep serving")
     arguments = parser.parse_args()
-    with server(arguments.model, arguments.port) as process:
+    with server(arguments.model, arguments.port, arguments.serve) as process:
         async with AsyncClient(f"127.0.0.1:{arguments.port}") as client:
             await demo(client, process, arguments.serve)
 
