@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -55,11 +56,22 @@ def explain(error: Exception) -> dict[str, Any] | None:
             fix = _NO_SERVER if unreachable else error.fix
             return _facts(error.code.name, error.reason, error.message, fix, error.violations)
         case ModuleNotFoundError() if not (error.name or "").startswith("engine"):
-            return _facts("FAILED_PRECONDITION", "NOT_INSTALLED", f"{error.name} is not installed", _ENGINE, [])
+            name = error.name or "a module"
+            return _facts("FAILED_PRECONDITION", "NOT_INSTALLED", f"{name} is not installed", _install(name), [])
         case OSError() if error.errno != errno.EPIPE:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             return _facts("FAILED_PRECONDITION", "FILE", message, "", [])
     return None
+
+
+def _install(module: str) -> str:
+    """What to install for a module that is missing: the first extra that lists its distribution, or the engine."""
+    distribution = module.partition(".")[0].replace("_", "-").lower()
+    for requirement in metadata.requires("loraplex") or []:
+        listed = re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", requirement)
+        if listed and listed[1].lower() == distribution and listed[2] not in ("server", "cpu", "gpu"):
+            return f"pip install 'loraplex[{listed[2]}]'"
+    return _ENGINE
 
 
 def _facts(code: str, reason: str, message: str, fix: str, violations: list[tuple[str, str]]) -> dict[str, Any]:

@@ -3,132 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from engine.errors import AdapterLost, InvalidRequest, LoraplexError, NotFinite, OtherVersion
-from engine.registry.catalog import Catalog, Route, Side
+from engine.registry.catalog import Catalog, Route
 from engine.registry.manifest import Manifest
-from engine.registry.names import AdapterRef
-from engine.runtime.admission import ANONYMOUS, Admission, Asked, Place
+from engine.runtime.admission import Admission, Asked, Place
 from engine.runtime.allowance import Allowance, Allowances, unlimited
-from engine.runtime.engine import ChatTurn, Delta, Engine, EngineRequest, Resume, Sampling
+from engine.runtime.engine import Delta, Engine, EngineRequest, Sampling
 from engine.runtime.grammars import Grammars
+from engine.runtime.requests import Answer, Begun, Ending, GenerationRequest, Observer, Prompt
 from engine.runtime.residency import Residency
 from engine.runtime.shadow import Answered, Copied, Shadows
 from engine.runtime.tokens import check_ids
 
 DEFAULT_MAX_TOKENS = 128
 NO_ROUTE = Route(None)  # the base model
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt in exactly one of its three forms."""
-
-    text: str | None = None
-    token_ids: Sequence[int] | None = None
-    chat: Sequence[ChatTurn] | None = None
-
-
-@dataclass(frozen=True)
-class Begun:
-    """An answer to go on with, and who began it: a version's digest ("" for the base model) and a base's fingerprint."""
-
-    resume: Resume
-    digest: str
-    base_fingerprint: str
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What a caller asks; `adapter` None means the base model, and a higher `priority` goes first among its tenant's.
-
-    `deadline` is a time on time.monotonic's clock after which nobody waits for the answer. The same `routing_key` always gets
-    the same side of a canary. `on_restart` is for who has not passed any delta on: it is called when the engine died and all of
-    them come again. `trace` is a traceparent (https://www.w3.org/TR/trace-context).
-    """
-
-    prompt: Prompt
-    sampling: Sampling
-    adapter: AdapterRef | None = None
-    priority: int = 0
-    tenant: str = ANONYMOUS
-    deadline: float = math.inf
-    routing_key: str = ""
-    on_restart: Callable[[], None] | None = None
-    begun: Begun | None = None
-    trace: str = ""
-
-
-@dataclass
-class Answer:
-    """A request on its way; times are in seconds from its arrival, and complete once `deltas` is exhausted.
-
-    `resumed` tokens came from elsewhere before; `completion_tokens` are those that came here.
-    """
-
-    manifest: Manifest | None
-    prompt_tokens: int
-    answers: int
-    arrived: float
-    tenant: str = ANONYMOUS
-    side: Side | None = None
-    admitted: bool = False
-    queue_s: float = 0.0
-    adapter_wait_s: float = 0.0
-    first_token_s: float = 0.0
-    total_s: float = 0.0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    finished: int = 0
-    tokens: list[int] | None = None  # of the first answer, if they are to be remembered
-    resumed: int = 0
-
-    @property
-    def waited_s(self) -> float:
-        """How long it waited for a place and for its adapter: nothing that its version could help."""
-        return self.queue_s + self.adapter_wait_s
-
-    def begin_again(self) -> None:
-        """Forget what was counted: the answer starts again."""
-        self.completion_tokens = self.cached_tokens = self.finished = 0
-        if self.tokens:
-            self.tokens.clear()
-
-    def count(self, delta: Delta) -> None:
-        """Add a delta to the sums."""
-        now = time.monotonic() - self.arrived
-        if not self.completion_tokens:
-            self.first_token_s = now
-        self.total_s = now
-        self.completion_tokens += len(delta.token_ids)
-        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
-        self.finished += delta.finish_reason is not None
-        if self.tokens is not None and delta.index == 0:
-            self.tokens += delta.token_ids
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a request ended: its gRPC status by name, and the `reason` of an error of ours."""
-
-    code: str = "OK"
-    reason: str = ""
-
-
-class Observer(Protocol):
-    """Hears of every request but those that were malformed or named what is not there."""
-
-    def began(self, answer: Answer) -> None:
-        """A request waits for its place; `answer` tells later on how far it is."""
-
-    def ended(self, answer: Answer, ending: Ending) -> None:
-        """It has ended."""
 
 
 class Generator:
@@ -166,13 +59,14 @@ class Generator:
         allowance = self._allowances(request.tenant)
         request = _allowed(request, allowance)  # before it counts: who asked for too much may ask for less
         with allowance.entered(goes_on=request.begun is not None):
-            async with self._answer(request, allowance) as answer_and_deltas:
+            async with self._resolved(request, allowance) as answer_and_deltas:
                 yield answer_and_deltas
 
     @asynccontextmanager
-    async def _answer(
+    async def _resolved(
         self, request: GenerationRequest, allowance: Allowance
     ) -> AsyncIterator[tuple[Answer, AsyncIterator[Delta]]]:
+        """The version that the name means now, and the tokens of the prompt; what cannot be answered is refused."""
         arrived = time.monotonic()
         route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else NO_ROUTE
         if route.manifest:
@@ -184,20 +78,20 @@ class Generator:
         if request.begun:
             self._check_begun(request.begun, route.manifest, sampling)
             answer.resumed = len(request.begun.resume.token_ids)
-        copied = self._shadows if route.shadow and not request.begun else None
-        if copied:
+        shadows = self._shadows if route.shadow and not request.begun else None
+        if shadows:
             answer.tokens = []
         with self._observed(answer), self.residency.expected(route.manifest):
             if route.manifest:
                 self.residency.check_quarantine(route.manifest)
-            async with self._answered(request, answer, ids, sampling, allowance) as deltas:
+            async with self._admitted(request, answer, ids, sampling, allowance) as deltas:
                 yield answer, deltas
-        if copied and route.shadow and route.manifest and answer.finished == answer.answers:
-            asked = Copied(ids, sampling, allowance.cache_salt)
-            copied.copy(route.shadow, route.manifest, _answered(answer), asked)
+        if shadows and route.shadow and route.manifest and answer.finished == answer.answers:
+            copy = Copied(ids, sampling, allowance.cache_salt)
+            shadows.copy(route.shadow, route.manifest, _as_shadows_answer(answer), copy)
 
     @asynccontextmanager
-    async def _answered(
+    async def _admitted(
         self, request: GenerationRequest, answer: Answer, ids: list[int], sampling: Sampling, allowance: Allowance
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """The deltas, once there is a place and the adapter is in it."""
@@ -205,8 +99,8 @@ class Generator:
         async with self.admission.place(_asked(request, answer, sampling)) as place:
             answer.queue_s = time.monotonic() - arrived
             answer.admitted = True
-            # All that the engine reads: also the answer's beginning, which another server charged for when it was said.
-            # Each counts for itself, so here it is charged once, and comes to what the whole answer would have cost here.
+            # All tokens that are prefilled, a resumed answer's earlier ones included, though another server has charged for
+            # them: quotas are counted per server, so the rest of an answer costs here what the whole one would have.
             allowance.spend(answer.prompt_tokens + answer.resumed)
             async with self.residency.lease(manifest) if manifest else nullcontext() as lease:
                 answer.adapter_wait_s = lease.waited_s if lease else 0.0
@@ -320,7 +214,7 @@ def _allowed(request: GenerationRequest, allowance: Allowance) -> GenerationRequ
     return request
 
 
-def _answered(answer: Answer) -> Answered:
+def _as_shadows_answer(answer: Answer) -> Answered:
     """The answer as a shadow's is: without what it waited for."""
     waited = answer.waited_s
     return Answered(answer.tokens or (), answer.first_token_s - waited, answer.total_s - waited)

@@ -15,8 +15,8 @@ from engine.errors import Overloaded
 from engine.registry.catalog import AliasMoved_, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.manifest import AliasChange
 from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
-from engine.runtime.generator import Answer, Ending
 from engine.runtime.recent import Recent
+from engine.runtime.requests import Answer, Ending
 from engine.server.convert import duration
 from engine.server.identity import ANYBODY, Principal
 

@@ -47,7 +47,8 @@ from engine.registry.worth import Rates
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Engine
 from engine.runtime.fake import FakeEngine
-from engine.runtime.generator import Generator, Observer
+from engine.runtime.generator import Generator
+from engine.runtime.requests import Observer
 from engine.runtime.residency import HostMemory, Residency, shared_folder
 from engine.runtime.shadow import Shadows
 from engine.runtime.spare import Spare
@@ -334,7 +335,7 @@ def make_engine(settings: Settings) -> Engine:
     """The engine that the settings name."""
     if settings.engine == "fake":
         return FakeEngine(context_length=settings.context_length or 2048)
-    from engine.runtime.vllm_engine import VllmEngine
+    from engine.runtime.vllm.engine import VllmEngine
 
     return VllmEngine(settings, settings.model)
 

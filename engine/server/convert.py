@@ -22,9 +22,9 @@ from engine.runtime.engine import (
     Sampling,
     Structured,
 )
-from engine.runtime.generator import Answer, Begun, GenerationRequest, Prompt
 from engine.runtime.judgement import Tally
 from engine.runtime.recent import Recent
+from engine.runtime.requests import Answer, Begun, GenerationRequest, Prompt
 from engine.runtime.shadow import ShadowReport, Times
 from engine.server.boundary import traceparent
 from engine.server.caller import Caller

@@ -11,7 +11,7 @@ from engine.runtime import shadow
 from engine.runtime.admission import Admission
 from engine.runtime.admission.gate import Outcome
 from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
-from engine.runtime.generator import Answer, Ending
+from engine.runtime.requests import Answer, Ending
 from engine.runtime.residency import Residency, Tier
 from engine.runtime.supervised import Supervised
 from engine.server.identity.tls import Tls

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import RouterSettings, Settings
 from engine.errors import BadConfiguration
-from engine.runtime.generator import Answer, Ending
+from engine.runtime.requests import Answer, Ending
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

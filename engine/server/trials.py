@@ -25,8 +25,8 @@ from engine.registry.catalog import Catalog
 from engine.registry.manifest import AliasChange, Trial
 from engine.registry.names import CURRENT
 from engine.registry.registry import Registry
-from engine.runtime.generator import Answer, Ending
 from engine.runtime.judgement import Tally, breach, numbers, shortfall
+from engine.runtime.requests import Answer, Ending
 from engine.runtime.residency import Residency
 from engine.server.moves import Moves
 

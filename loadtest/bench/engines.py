@@ -22,7 +22,7 @@ CONTENDER = "loadtest.bench.adapters.vllm_contender"  # the module that runs one
 KERNELS = "LORAPLEX_LORA_KERNELS"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
 _STOP_S = 2.0  # how long vLLM's processes may take to end by themselves
-_STEP_TOKENS = 512  # on a CPU; as in engine/runtime/vllm_engine.py, where the reason is
+_STEP_TOKENS = 512  # on a CPU; as in engine/runtime/vllm/start.py, where the reason is
 
 
 @dataclass(frozen=True)

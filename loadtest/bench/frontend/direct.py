@@ -18,7 +18,7 @@ import structlog
 import uvloop
 
 from engine.config import Settings
-from engine.runtime.vllm_engine import VllmEngine
+from engine.runtime.vllm.engine import VllmEngine
 from engine.server.app import App
 from loadtest.bench.child import Handler, Stop, serve
 from loadtest.measures import summarize

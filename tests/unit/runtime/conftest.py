@@ -22,7 +22,8 @@ from engine.runtime.admission import Admission, Rules
 from engine.runtime.allowance import Allowances, unlimited
 from engine.runtime.engine import LoadedAdapter
 from engine.runtime.fake import FakeEngine
-from engine.runtime.generator import GenerationRequest, Generator
+from engine.runtime.generator import Generator
+from engine.runtime.requests import GenerationRequest
 from engine.runtime.residency import HostMemory, Residency, Tier
 
 

@@ -15,7 +15,7 @@ from engine.registry.names import AdapterRef
 from engine.runtime.allowance import Allowance
 from engine.runtime.engine import Delta, EngineRequest, Sampling
 from engine.runtime.fake import FakeEngine
-from engine.runtime.generator import GenerationRequest, Prompt
+from engine.runtime.requests import GenerationRequest, Prompt
 from tests.unit.runtime.conftest import CountingEngine, World, text_of, until
 
 

@@ -13,7 +13,8 @@ from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.admission import Admission, Rules
 from engine.runtime.engine import Sampling
-from engine.runtime.generator import GenerationRequest, Generator, Prompt
+from engine.runtime.generator import Generator
+from engine.runtime.requests import GenerationRequest, Prompt
 from tests.unit.runtime.conftest import CountingEngine, World, settle, text_of, until
 
 

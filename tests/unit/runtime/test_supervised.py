@@ -17,7 +17,8 @@ from engine.registry.manifest import Manifest
 from engine.registry.names import AdapterRef
 from engine.runtime.engine import Delta, EngineRequest, LoadedAdapter, Sampling
 from engine.runtime.fake import FakeEngine
-from engine.runtime.generator import GenerationRequest, Generator, Prompt
+from engine.runtime.generator import Generator
+from engine.runtime.requests import GenerationRequest, Prompt
 from engine.runtime.supervised import Supervised, _Stall
 from tests.engine_suite import EngineSuite, Reply, ask, request_for
 from tests.unit.runtime.conftest import World, text_of, until

@@ -14,7 +14,8 @@ from engine.client.testing import write_adapter
 from engine.config import Settings
 from engine.errors import BadConfiguration, InvalidAdapter
 from engine.registry.file_checks import CONFIG, WEIGHTS
-from engine.runtime.vllm_engine import VllmEngine, _executor
+from engine.runtime.vllm.engine import VllmEngine
+from engine.runtime.vllm.start import _executor
 
 torch = pytest.importorskip("torch")
 

@@ -9,7 +9,7 @@ from typing import Any
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import engine_pb2
 from engine.client.testing import fake_server
-from engine.runtime.generator import Answer, Ending
+from engine.runtime.requests import Answer, Ending
 from engine.server.activity import Activity
 from engine.server.metrics import Metrics
 from tests.unit.server.conftest import Stubs, all_of, ask, endless, engine_of, refused, stubs_to, until

@@ -1,8 +1,7 @@
-"""The real engine: vLLM's AsyncLLM behind our Engine interface. With vllm_resume.py, all of the server that calls vLLM.
+"""The real engine: vLLM's AsyncLLM behind our Engine interface.
 
 What this file promises beyond vLLM: an adapter is only ever named by an id that `add_lora` has confirmed; vLLM's own eviction
-and slot reuse never happen (it is given one slot more than residency ever fills, see `_engine_args`); nothing is fetched from
-a hub; every error is one of ours.
+and slot reuse never happen (it is given one slot more than residency ever fills); every error is one of ours.
 """
 
 from __future__ import annotations
@@ -10,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from engine import vllm_plugin
 from engine.config import Settings
-from engine.errors import BadConfiguration, EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
+from engine.errors import EngineDied, InvalidAdapter, InvalidRequest, LoraplexError, NotFinite
 from engine.registry.file_checks import CONFIG, WEIGHTS
-from engine.registry.fingerprint import check_base
-from engine.registry.tensor_checks import adaptable_layers
 from engine.runtime.engine import (
     ChatTurn,
     Delta,
@@ -30,19 +25,13 @@ from engine.runtime.engine import (
     EngineLoad,
     EngineRequest,
     LoadedAdapter,
-    Logprob,
-    PositionLogprobs,
     Sampling,
 )
 from engine.runtime.structured import to_grammar
 from engine.runtime.tokens import check_token_ids
-from engine.runtime.vllm_resume import PROCESSOR, asked, tell
-from engine.vllm_plugin.precision import precision
-from engine.vllm_plugin.threads import on_every_core
-
-if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
-    from vllm.sampling_params import SamplingParams
+from engine.runtime.vllm.messages import deltas, lora_request, sampling_params
+from engine.runtime.vllm.resume import asked, tell
+from engine.runtime.vllm.start import engine_args, own_metrics, prepare_environment
 
 T = TypeVar("T")
 
@@ -102,7 +91,7 @@ class VllmEngine:
         )
 
     def _build(self) -> None:
-        _prepare_environment(self._settings)
+        prepare_environment(self._settings)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import StatLoggerBase
@@ -123,13 +112,14 @@ class VllmEngine:
             def log_engine_initialized(self) -> None:
                 """Nothing to announce: the server does."""
 
-        loggers: list[Any] = [LoadRecorder, _own_metrics()] if self._settings.engine_metrics else [LoadRecorder]
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()), stat_loggers=loggers)
+        loggers: list[Any] = [LoadRecorder, own_metrics()] if self._settings.engine_metrics else [LoadRecorder]
+        arguments = engine_args(self._settings, self._folder, self._slots)
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
         self._watch_numbers(self._llm.output_processor)
         self._tell_resumed(self._llm.output_processor)
 
     def _tell_resumed(self, processor: Any) -> None:
-        """Have every request that goes on with an answer told what it has said (see vllm_resume.py)."""
+        """Have every request that goes on with an answer told what it has said (see resume.py)."""
         add = processor.add_request
 
         def told(request: Any, *rest: Any, **more: Any) -> None:
@@ -150,40 +140,6 @@ class VllmEngine:
             return process(outputs, *rest, **more)
 
         processor.process_outputs = watched
-
-    def _engine_args(self) -> dict[str, Any]:
-        settings = self._settings
-        on_cpu = _on_cpu()
-        _, tensors = check_base(self._folder)
-        return {
-            "model": str(self._folder),
-            "dtype": precision(settings.dtype, on_cpu=on_cpu),
-            "max_model_len": settings.context_length,
-            "max_num_seqs": settings.max_running + 2,  # two probes beside all requests
-            "tensor_parallel_size": settings.tensor_parallel,
-            "enable_lora": True,
-            "max_loras": self._slots,
-            "max_cpu_loras": self._slots,
-            "max_lora_rank": settings.max_rank,
-            "lora_target_modules": list(adaptable_layers({name: tensor.shape for name, tensor in tensors.items()})),
-            "enable_prefix_caching": settings.prefix_cache,
-            "gpu_memory_utilization": settings.gpu_memory_share,
-            "structured_outputs_config": {"backend": "guidance"},
-            "logits_processors": [PROCESSOR],
-            "trust_remote_code": False,
-            "enforce_eager": on_cpu,  # graphs only help GPUs
-            # Fewer tokens per step than vLLM's 2,048: a CPU takes seconds for those, and start-up rehearses a full step.
-            "max_num_batched_tokens": max(512, settings.max_running) if on_cpu else None,
-            # Tokens of a block of keys and values: what prompts share is found by whole blocks. vLLM takes 128 on CPUs, more
-            # than most instructions have; 32, the least that its kernels there take, are as fast.
-            "block_size": 32 if on_cpu else None,
-            "disable_log_stats": True,
-            "otlp_traces_endpoint": settings.otlp_endpoint or None,
-            "use_tqdm_on_load": False,
-            "worker_extension_cls": "engine.vllm_plugin.worker.LoraplexWorker",
-            "distributed_executor_backend": _executor() if on_cpu and settings.tensor_parallel == 1 else None,
-            "scheduler_cls": "engine.vllm_plugin.scheduler.ZeroingScheduler" if on_cpu else None,
-        }
 
     async def stop(self) -> None:
         """Stop vLLM's processes and wait for them."""
@@ -245,12 +201,12 @@ class VllmEngine:
 
         if not self.alive:
             raise EngineDied
-        ids, params, rest = asked(request, _sampling_params(request.sampling))
+        ids, params, rest = asked(request, sampling_params(request.sampling))
         outputs = self._llm.generate(
             tokens_input(ids, cache_salt=request.cache_salt or None),
             params,
             request.id,
-            lora_request=_lora_request(request.adapter) if request.adapter else None,
+            lora_request=lora_request(request.adapter) if request.adapter else None,
             trace_headers={"traceparent": request.trace} if request.trace else None,
         )
         first = True
@@ -258,7 +214,7 @@ class VllmEngine:
             async for output in outputs:
                 if request.id in self._not_finite:
                     raise NotFinite(request.adapter.ref if request.adapter else "the base model")
-                for delta in rest.of(_deltas(output, first)):
+                for delta in rest.of(deltas(output, first)):
                     first = False
                     yield delta
         except EngineDeadError as error:
@@ -301,7 +257,7 @@ class VllmEngine:
                 return
             if replaced:
                 await self.unload_adapter(replaced)
-            loaded = await self._unless_dead(lambda: self._llm.add_lora(_lora_request(adapter)))
+            loaded = await self._unless_dead(lambda: self._llm.add_lora(lora_request(adapter)))
         except EngineDied:
             raise
         except Exception as error:  # vLLM raises bare Exception with text for whatever it does not like
@@ -348,136 +304,5 @@ class VllmEngine:
             task.cancel()
 
 
-def _own_metrics() -> Any:
-    """The metrics of vLLM itself, which it puts into prometheus_client's registry, without the one whose labels are unbounded.
-
-    `vllm:lora_requests_info` has the names of all adapters in a step as one label: a new series for each mixture.
-    """
-    from prometheus_client import REGISTRY
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-    class OwnMetrics(PrometheusStatLogger):  # type: ignore[misc]
-        """Bounded labels only."""
-
-        def __init__(self, *arguments: Any, **more: Any) -> None:
-            super().__init__(*arguments, **more)
-            unbounded: Any = self.gauge_lora_info  # type: ignore[has-type]
-            if unbounded is not None:
-                REGISTRY.unregister(unbounded)
-                self.gauge_lora_info = None
-
-    return OwnMetrics
-
-
 def _refused(adapter: LoadedAdapter) -> InvalidAdapter:
     return InvalidAdapter("load", adapter.ref, "vLLM refuses to load it", fix="See the server's log.")
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
-
-
-def _prepare_environment(settings: Settings) -> None:
-    """Set what vLLM reads when it is imported, in every one of its processes."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # vLLM would download an adapter path that does not exist
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ[vllm_plugin.SWITCH] = settings.lora_kernels
-    os.environ[vllm_plugin.ORPHANS_END] = "1"
-    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
-    if settings.otlp_endpoint:
-        os.environ.setdefault("OTEL_SERVICE_NAME", "loraplex")  # of vLLM's own spans
-    if _on_cpu():
-        # vLLM compiles its log-probability kernels on first use even in eager mode: 20 s in which every caller waits.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
-
-def _executor() -> str:
-    try:
-        return on_every_core()
-    except ValueError as error:
-        raise BadConfiguration(str(error), fix="Write it as 0-3,8, or leave it out to use every core.") from error
-
-
-def _lora_request(adapter: LoadedAdapter) -> LoRARequest:
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.id, lora_path=str(adapter.folder))
-
-
-def _sampling_params(sampling: Sampling) -> SamplingParams:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    structured = None
-    if sampling.structured:
-        kinds = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
-        value = sampling.structured.value
-        structured = StructuredOutputsParams(
-            **{kinds[sampling.structured.kind]: list(value) if isinstance(value, tuple) else value}
-        )
-    return SamplingParams(
-        n=sampling.n,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        stop_token_ids=list(sampling.stop_token_ids),
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
-        logit_bias=dict(sampling.logit_bias) or None,
-        ignore_eos=sampling.ignore_eos,
-        structured_outputs=structured,
-        output_kind=RequestOutputKind.DELTA,
-    )
-
-
-def _deltas(output: Any, first: bool) -> list[Delta]:
-    """The deltas in an output of vLLM's; empty ones (nothing new, nothing ended) are left out."""
-    prompt = _prompt_logprobs(output) if first and output.prompt_logprobs else ()
-    deltas: list[Delta] = []
-    for answer in output.outputs:
-        if not answer.token_ids and not answer.text and answer.finish_reason is None:
-            continue
-        deltas.append(
-            Delta(
-                index=answer.index,
-                text=answer.text,
-                token_ids=tuple(answer.token_ids),
-                finish_reason=_finish_reason(answer.finish_reason),
-                logprobs=_positions(answer.token_ids, answer.logprobs) if answer.logprobs else (),
-                prompt_logprobs=prompt if not deltas else (),
-                cached_tokens=output.num_cached_tokens or 0,
-            )
-        )
-    return deltas
-
-
-def _finish_reason(reason: str | None) -> Any:
-    if reason in (None, "stop", "length"):
-        return reason
-    raise EngineDied  # "abort" or "error": vLLM gave the request up, we did not
-
-
-def _prompt_logprobs(output: Any) -> tuple[PositionLogprobs, ...]:
-    return _positions(output.prompt_token_ids[1:], output.prompt_logprobs[1:])  # the first token has no probability
-
-
-def _positions(ids: Sequence[int], places: Sequence[Mapping[int, Any]]) -> tuple[PositionLogprobs, ...]:
-    return tuple(_position(token, place) for token, place in zip(ids, places, strict=False))
-
-
-def _position(token: int, place: Mapping[int, Any]) -> PositionLogprobs:
-    ranked = sorted(place.items(), key=lambda item: item[1].rank or 0)
-    top = tuple(Logprob(i, entry.logprob, entry.decoded_token or "") for i, entry in ranked)
-    mine = next((entry for entry in top if entry.token_id == token), Logprob(token, float("-inf"), ""))
-    return PositionLogprobs(mine, top)
