@@ -191,12 +191,12 @@ class Shadows:
         return report.compare(answered, theirs)
 
     async def _in_engine(self, manifest: Manifest) -> bool:
-        """Load the version if that takes a place from nobody, and leaves another one free."""
+        """Load the version if that takes a slot from nobody, and leaves another one free."""
         self._residency.check_quarantine(manifest)
         if self._residency.is_resident(manifest.digest):
             return True
         now = time.monotonic()
-        if self._residency.free_places < 2 or now < self._load_again.get(manifest.digest, 0.0):
+        if self._residency.free_slots < 2 or now < self._load_again.get(manifest.digest, 0.0):
             return False
         self._load_again[manifest.digest] = now + _LOAD_AGAIN_S
         await self._residency.preload(manifest)

@@ -1,7 +1,7 @@
 """`loraplex simulate`: many replicas in virtual time.
 
-What decides is the real code: the router's choice (cluster/routing), admission (runtime/admission), and residency's choice of a
-place and of who makes way (runtime/residency/places.py). What is modelled is time: an engine's steps, and loads.
+What decides is the real code: the router's choice (cluster/routing), admission (runtime/admission), and residency's choice of
+who gets a slot and who makes way (runtime/residency/table.py). What is modelled is time: an engine's steps, and loads.
 
 engine.py      an engine's times: steps, prefills, loads; measured ones and published ones
 residents.py   the adapters in an engine: residency's decisions, and loads that take virtual time

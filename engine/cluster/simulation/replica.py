@@ -17,7 +17,7 @@ from engine.cluster.simulation.residents import Later, Residents
 from engine.runtime.admission import Asked, Rules
 from engine.runtime.admission.policy import Decision, Policy
 from engine.runtime.admission.tickets import Ticket
-from engine.runtime.residency.places import Worth
+from engine.runtime.residency.table import Worth
 
 _EPSILON = 1e-9
 VERSION = frozenset({"v1"})

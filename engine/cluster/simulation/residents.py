@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from engine.runtime.residency.places import Occupant, Places, Worth
+from engine.runtime.residency.table import Occupant, SlotTable, Worth
 
 Later = Callable[[float, Callable[[float], None]], None]  # calls back at a virtual time, with it
 
@@ -40,32 +40,32 @@ class Residents:
     def __init__(self, capacity: int, worth: Worth, load_s: Callable[[str], float], later: Later) -> None:
         self.capacity = capacity
         self.expected: Counter[str] = Counter()
-        self._places: Places[Loaded] = Places(capacity, worth, self.expected)
+        self._slots: SlotTable[Loaded] = SlotTable(capacity, worth, self.expected)
         self._load_s = load_s
         self._later = later
         self._ahead: Loaded | None = None
 
     def is_resident(self, digest: str) -> bool:
         """Whether requests for it can go on without loading it."""
-        return self._places.is_ready(digest)
+        return self._slots.is_ready(digest)
 
     def names(self) -> list[str]:
         """What is in."""
-        return [name for name, occupant in self._places.held.items() if occupant.ready]
+        return [name for name, occupant in self._slots.held.items() if occupant.ready]
 
     def in_use(self) -> dict[str, int]:
         """The requests on each adapter that is in and has any."""
-        held = self._places.held.items()
+        held = self._slots.held.items()
         return {name: occupant.in_use for name, occupant in held if occupant.in_use and occupant.ready}
 
     def ready_at(self, adapter: str) -> float | None:
         """When it can be used, now or earlier if it can be already; None if nobody has begun to load it."""
-        occupant = self._places.held.get(adapter)
+        occupant = self._slots.held.get(adapter)
         return occupant.ready_at if occupant else None
 
     def victim(self, now: float) -> str | None:
         """Whom a load would evict now; None if nobody."""
-        found = self._places.find(now, ahead=False, under_way=self._loads_ahead)
+        found = self._slots.find(now, ahead=False, under_way=self._loads_ahead)
         return found[0] if found else None
 
     def expect(self, adapter: str) -> None:
@@ -80,23 +80,23 @@ class Residents:
 
     def lease(self, adapter: str, now: float) -> float:
         """Use it, loading it first if need be; returns when it is ready."""
-        self._places.asked(adapter, now)
-        occupant = self._places.held.get(adapter) or self._load(adapter, now)
+        self._slots.asked(adapter, now)
+        occupant = self._slots.held.get(adapter) or self._load(adapter, now)
         if occupant is None:
-            raise RuntimeError("admission let in more adapters than there are places")
+            raise RuntimeError("admission let in more adapters than there are slots")
         occupant.in_use += 1
         occupant.last_used = now
         return occupant.ready_at
 
     def release(self, adapter: str, now: float) -> None:
         """A request has let go of it."""
-        occupant = self._places.held[adapter]
+        occupant = self._slots.held[adapter]
         occupant.in_use -= 1
         occupant.last_used = now
 
     def load_ahead(self, adapter: str, now: float) -> None:
         """It is next to get a slot: have it there by then, if there is room for one more."""
-        if adapter not in self._places.held:
+        if adapter not in self._slots.held:
             self._ahead = self._load(adapter, now, ahead=True) or self._ahead
 
     @property
@@ -104,11 +104,11 @@ class Residents:
         return self._ahead is not None and not self._ahead.ready
 
     def _load(self, adapter: str, now: float, *, ahead: bool = False) -> Loaded | None:
-        found = self._places.find(now, ahead=ahead, under_way=self._loads_ahead)
+        found = self._slots.find(now, ahead=ahead, under_way=self._loads_ahead)
         if found is None:
             return None
         if found[0]:
-            del self._places.held[found[0]]
-        occupant = self._places.held[adapter] = Loaded(ready_at=now + self._load_s(adapter), last_used=now)
+            del self._slots.held[found[0]]
+        occupant = self._slots.held[adapter] = Loaded(ready_at=now + self._load_s(adapter), last_used=now)
         self._later(occupant.ready_at, occupant.arrive)
         return occupant

@@ -41,7 +41,7 @@ async def test_loads_once_and_keeps(world: World, engine: CountingEngine, three:
 
 
 async def test_least_recently_used_goes(world: World, three: list[Manifest]) -> None:
-    """When all places are taken, the version that nobody has used for longest is evicted."""
+    """When all slots are taken, the version that nobody has used for longest is evicted."""
     a, b, c = three
     residency = world.residency(capacity=2)
     await residency.preload(a)
@@ -53,7 +53,7 @@ async def test_least_recently_used_goes(world: World, three: list[Manifest]) -> 
 
 
 async def test_never_more_than_the_capacity(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
-    """However callers mix, the engine never holds more adapters than it has places for."""
+    """However callers mix, the engine never holds more adapters than it has slots for."""
     residency = world.residency(capacity=2)
 
     async def use(manifest: Manifest) -> None:
@@ -91,8 +91,8 @@ async def test_pinned_stays(world: World, three: list[Manifest]) -> None:
     assert names(residency) == ["b@v1", "c@v1"]
 
 
-async def test_one_place_stays_unpinned(world: World, three: list[Manifest]) -> None:
-    """Pinning every place would lock all other adapters out, so it is refused; pinning twice is not."""
+async def test_one_slot_stays_unpinned(world: World, three: list[Manifest]) -> None:
+    """Pinning every slot would lock all other adapters out, so it is refused; pinning twice is not."""
     a, b, _ = three
     residency = world.residency(capacity=2)
     await residency.pin(a)
@@ -102,7 +102,7 @@ async def test_one_place_stays_unpinned(world: World, three: list[Manifest]) -> 
 
 
 async def test_pins_at_the_same_time(world: World, three: list[Manifest]) -> None:
-    """Pins that come together leave one place free too."""
+    """Pins that come together leave one slot free too."""
     residency = world.residency(capacity=2)
     ends = await asyncio.gather(residency.pin(three[0]), residency.pin(three[1]), return_exceptions=True)
     assert [type(end) for end in ends].count(NotAllowedNow) == 1
@@ -155,7 +155,7 @@ async def test_all_callers_leave(world: World, engine: CountingEngine, three: li
 async def test_a_load_that_nobody_waits_for_fails_quietly(
     world: World, engine: CountingEngine, three: list[Manifest]
 ) -> None:
-    """The failure of an abandoned load is no lost exception of asyncio's, and frees the place."""
+    """The failure of an abandoned load is no lost exception of asyncio's, and frees the slot."""
     residency = world.residency(capacity=1)
     engine.may_load.clear()
     engine.failure = InvalidAdapter("load", "a", "no", fix="")
@@ -171,7 +171,7 @@ async def test_a_load_that_nobody_waits_for_fails_quietly(
 
 
 async def test_failed_load(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
-    """A failed load reaches every caller who waits for it, frees its place, and the next attempt may succeed."""
+    """A failed load reaches every caller who waits for it, frees its slot, and the next attempt may succeed."""
     residency = world.residency(capacity=1)
     engine.failure = InvalidAdapter("load", "a@v1", "vLLM refuses to load it", fix="")
     results = await asyncio.gather(*(residency.preload(three[0]) for _ in range(3)), return_exceptions=True)
@@ -225,8 +225,8 @@ async def test_wrong_base(world: World, engine: CountingEngine, three: list[Mani
     assert not engine.loads
 
 
-async def test_every_place_in_use(world: World, three: list[Manifest]) -> None:
-    """Nobody waits longer than the load timeout for a place; then the server is full, and the place is still good."""
+async def test_every_slot_in_use(world: World, three: list[Manifest]) -> None:
+    """Nobody waits longer than the load timeout for a slot; then the server is full, and the slot is still good."""
     a, b, c = three
     residency = world.residency(capacity=2, load_timeout_s=0.5)
     async with residency.lease(a), residency.lease(b):
@@ -236,8 +236,8 @@ async def test_every_place_in_use(world: World, three: list[Manifest]) -> None:
     assert "c@v1" in names(residency)
 
 
-async def test_waits_for_a_place(world: World, three: list[Manifest]) -> None:
-    """A place that becomes free in time is taken."""
+async def test_waits_for_a_slot(world: World, three: list[Manifest]) -> None:
+    """A slot that becomes free in time is taken."""
     a, b, _ = three
     residency = world.residency(capacity=1)
     async with residency.lease(a):
@@ -249,7 +249,7 @@ async def test_waits_for_a_place(world: World, three: list[Manifest]) -> None:
 
 
 async def test_unpinning_makes_room(world: World, three: list[Manifest]) -> None:
-    """Who waits for a place gets one that an unpin sets free."""
+    """Who waits for a slot gets one that an unpin sets free."""
     a, b, c = three
     residency = world.residency(capacity=2)
     await residency.pin(a)
@@ -322,7 +322,7 @@ async def test_hold_keeps_the_previous(world: World, three: list[Manifest]) -> N
     assert residency.residents()[0].in_use == 0
 
 
-async def test_hold_with_one_place(world: World, three: list[Manifest]) -> None:
+async def test_hold_with_one_slot(world: World, three: list[Manifest]) -> None:
     """With room for one adapter only, holding the previous would block the next for ever: it is let go."""
     a, b, _ = three
     residency = world.residency(capacity=1)
@@ -359,7 +359,7 @@ async def test_stages(world: World, three: list[Manifest]) -> None:
 
 
 async def test_slow_registry(world: World, three: list[Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that does not answer is given up after the load timeout, and the place is free again."""
+    """A store that does not answer is given up after the load timeout, and the slot is free again."""
     residency = world.residency(capacity=1, load_timeout_s=0.05)
 
     async def hang(*_: Any) -> None:

@@ -2,13 +2,12 @@
 
 A request may only name an adapter that this file has loaded, confirmed and probed, and that stays loaded until the request
 lets go of its lease. We evict before the engine would: what is worth least (registry/worth.py), never what is in use or pinned,
-and what requests wait for only if there is nothing else (places.py).
+and what requests wait for only if there is nothing else (table.py). What a load does is in loading.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,18 +17,16 @@ from typing import Protocol
 
 import structlog
 
-from engine.errors import LoraplexError, NotAllowedNow, Overloaded, Quarantined, RegistryUnavailable, WrongBase
+from engine.errors import LoraplexError, NotAllowedNow, Overloaded, Quarantined, WrongBase
 from engine.registry.manifest import Manifest
 from engine.registry.subscription import InEngine
 from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
-from engine.runtime.probe import Probe
-from engine.runtime.residency.memory import HostMemory, Prepared, Tier
-from engine.runtime.residency.places import Occupant, Places
+from engine.runtime.residency.loading import Loader, OnStage
+from engine.runtime.residency.memory import HostMemory, Tier
+from engine.runtime.residency.table import Occupant, SlotTable
 
 log = structlog.get_logger(__name__)
-
-OnStage = Callable[[str, str], None]  # told (stage, sentence) while an adapter is being loaded
 
 
 class Observer(Protocol):
@@ -50,7 +47,7 @@ class Resident(Occupant):
     """An adapter version in the engine, or on its way there."""
 
     manifest: Manifest
-    replaces: LoadedAdapter | None = None  # still in the engine, in the place that this one will take
+    replaces: LoadedAdapter | None = None  # still in the engine, in the slot that this one will take
     adapter: LoadedAdapter | None = None
     loading: asyncio.Task[None] | None = None
     last_used: float = field(default_factory=time.monotonic, kw_only=True)
@@ -70,7 +67,7 @@ class Lease:
 
 
 class Residency:
-    """Loads, keeps and evicts adapters: `capacity` of them, and one that is loaded ahead in a place more."""
+    """Loads, keeps and evicts adapters: `capacity` of them, and one that is loaded ahead in a slot more."""
 
     def __init__(
         self,
@@ -87,17 +84,15 @@ class Residency:
         self._memory = memory
         self.base_fingerprint = base_fingerprint
         self.capacity = capacity
-        self.claimed: Counter[str] = Counter()  # digests that have or want a place without a request of admission's
+        self.claimed: Counter[str] = Counter()  # digests that have or want a slot without a request of admission's
         self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
-        self.on_full: Callable[[], None] = lambda: None  # called when a version waits for a place
+        self.on_full: Callable[[], None] = lambda: None  # called when a version waits for a slot
         self.on_event: Callable[[InEngine], None] = lambda _: None  # told of loads, evictions and quarantines
         self._load_timeout_s = load_timeout_s
         self._observer = observer
-        self._probe = Probe(engine)
-        self._probed: set[str] = set()  # digests; what is in a version never changes, so once is enough
-        self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
-        self._places: Places[Resident] = Places(capacity, rates, memory.expected)
-        self._residents = self._places.held
+        self._loader = Loader(engine, memory, load_timeout_s)
+        self._slots: SlotTable[Resident] = SlotTable(capacity, rates, memory.expected)
+        self._residents = self._slots.held
         self._ahead: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
@@ -107,11 +102,11 @@ class Residency:
         """Keep the version loaded for the time of the block, loading it first if need be.
 
         Raises WrongBase, InvalidAdapter (the engine or the probe refuses it), CorruptVersion, RegistryUnavailable, or
-        Overloaded when every place is taken by adapters in use for longer than the load timeout.
+        Overloaded when every slot is taken by adapters in use for longer than the load timeout.
         """
         self.check_quarantine(manifest)
         started = time.monotonic()
-        self._places.asked(manifest.digest, started)
+        self._slots.asked(manifest.digest, started)
         ready = self.is_resident(manifest.digest)
         if ready and self._observer:
             self._observer.adapter_found("slot")
@@ -123,7 +118,7 @@ class Residency:
             await self._give_back(resident)
 
     async def _take(self, manifest: Manifest, on_stage: OnStage | None) -> tuple[Resident, LoadedAdapter]:
-        """The version in its place, used by one more; it is loaded first if need be."""
+        """The version in its slot, used by one more; it is loaded first if need be."""
         while True:
             resident = self._residents.get(manifest.digest) or await self._reserve(manifest)
             resident.in_use += 1
@@ -151,14 +146,14 @@ class Residency:
             yield
 
     def load_ahead(self, digest: str) -> None:
-        """Requests for the version are next to get a slot: have it in the engine by then, in the place that is one more.
+        """Requests for the version are next to get a slot: have it in the engine by then, in the slot that is one more.
 
         One at a time, if it is in host memory, and never instead of what other requests wait for.
         """
         manifest = self._memory.manifest(digest)
         if manifest is None or digest in self._residents or digest in self.quarantined:
             return
-        if (found := self._place(ahead=True)) is not None:
+        if (found := self._free_slot(ahead=True)) is not None:
             resident = self._residents[digest] = Resident(manifest, *found)
             task = asyncio.create_task(self._load_claimed(resident, lambda _stage, _detail: None))
             task.add_done_callback(_retrieve)
@@ -190,7 +185,7 @@ class Residency:
             await self._announce_room()
 
     @property
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         """Adapters that could be loaded without evicting one."""
         return self.capacity - len(self._residents)
 
@@ -220,7 +215,7 @@ class Residency:
         present = self._residents.get(manifest.digest)
         if pinned + 1 >= self.capacity and not (present and present.pinned):
             raise NotAllowedNow(
-                f"{pinned} of {self.capacity} places are pinned and one must stay free",
+                f"{pinned} of {self.capacity} slots are pinned and one must stay free",
                 fix="Unpin another version, or raise --max-resident.",
             )
 
@@ -276,7 +271,7 @@ class Residency:
         Raises RegistryUnavailable when that takes too long: everybody, the base's callers too, waits for the engine.
         """
         if resident := self._holder(adapter):
-            async with self._in_time(resident.manifest):
+            async with self._loader.in_time(resident.manifest):
                 await self._memory.recheck(resident.manifest)
 
     def forget(self, adapter: LoadedAdapter) -> None:
@@ -291,7 +286,7 @@ class Residency:
 
     def is_resident(self, digest: str) -> bool:
         """Whether the version is in the engine and ready."""
-        return self._places.is_ready(digest)
+        return self._slots.is_ready(digest)
 
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""
@@ -299,14 +294,14 @@ class Residency:
         return sorted(loaded, key=lambda r: (r.manifest.name, r.manifest.number))
 
     async def _reserve(self, manifest: Manifest) -> Resident:
-        """A place for the version, evicting another one if need be."""
+        """A slot for the version, evicting another one if need be."""
         self.check_base(manifest)
         try:
             async with asyncio.timeout(self._load_timeout_s), self._room:
                 while True:
                     if present := self._residents.get(manifest.digest):
                         return present
-                    if (found := self._place()) is not None:
+                    if (found := self._free_slot()) is not None:
                         resident = self._residents[manifest.digest] = Resident(manifest, *found)
                         return resident
                     self.on_full()
@@ -331,63 +326,29 @@ class Residency:
     async def _load_claimed(self, resident: Resident, on_stage: OnStage) -> None:
         manifest = resident.manifest
         started = time.monotonic()
-        adapter = None
+        load = self._loader.begin(manifest, resident.replaces)
         try:
-            on_stage("loading", f"fetching {manifest.ref}")
-            async with AsyncExitStack() as stack:
-                prepared = await self._prepared(manifest, stack)
-                name = f"{manifest.ref}#{manifest.digest.removeprefix('sha256:')[:16]}"
-                adapter = LoadedAdapter(next(self._ids), name, prepared.folder, manifest.rank, prepared.file)
-                on_stage("loading", f"loading {manifest.ref} into the engine")
-                replaced, resident.replaces = resident.replaces, None
-                await self._engine.load_adapter(adapter, replaced)
-            await self._check_effect(manifest, adapter, on_stage)
+            adapter = await load.run(on_stage)
         except BaseException:
             self._residents.pop(manifest.digest, None)
             try:
-                for left in filter(None, (adapter, resident.replaces)):
-                    await self._engine.unload_adapter(left)
+                await load.undo()
             finally:
                 await self._announce_room()
             raise
         resident.adapter = adapter
         seconds = time.monotonic() - started
         log.info(
-            "adapter loaded",
-            adapter=manifest.ref,
-            digest=manifest.digest,
-            tier=prepared.tier,
-            seconds=round(seconds, 3),
+            "adapter loaded", adapter=manifest.ref, digest=manifest.digest, tier=load.tier, seconds=round(seconds, 3)
         )
         self.on_event(InEngine("loaded", manifest, seconds))
         if self._observer:
-            self._observer.adapter_found(prepared.tier)
-            self._observer.adapter_loaded(seconds, prepared.tier)
+            self._observer.adapter_found(load.tier)
+            self._observer.adapter_loaded(seconds, load.tier)
 
-    async def _prepared(self, manifest: Manifest, stack: AsyncExitStack) -> Prepared:
-        """The version in host memory, kept there until `stack` closes."""
-        async with self._in_time(manifest):
-            return await stack.enter_async_context(self._memory.hold(manifest))
-
-    @asynccontextmanager
-    async def _in_time(self, manifest: Manifest) -> AsyncIterator[None]:
-        """Have the version's files within the load timeout; raises RegistryUnavailable."""
-        try:
-            async with asyncio.timeout(self._load_timeout_s):
-                yield
-        except TimeoutError as error:
-            raise RegistryUnavailable(f"fetching {manifest.ref}", "it took too long") from error
-
-    async def _check_effect(self, manifest: Manifest, adapter: LoadedAdapter, on_stage: OnStage) -> None:
-        if manifest.digest in self._probed:
-            return
-        on_stage("probing", f"checking that {manifest.ref} changes the answers")
-        await self._probe.check(adapter)
-        self._probed.add(manifest.digest)
-
-    def _place(self, *, ahead: bool = False) -> tuple[LoadedAdapter | None] | None:
-        """A place, and who is still in it; None while none may go. The engine forgets it when its successor comes."""
-        found = self._places.find(time.monotonic(), ahead=ahead, under_way=self._loads_ahead)
+    def _free_slot(self, *, ahead: bool = False) -> tuple[LoadedAdapter | None] | None:
+        """A slot, and who is still in it; None while none may go. The engine forgets it when its successor comes."""
+        found = self._slots.find(time.monotonic(), ahead=ahead, under_way=self._loads_ahead)
         if found is None:
             return None
         (digest,) = found
@@ -407,7 +368,7 @@ class Residency:
 
     @contextmanager
     def _claim(self, digest: str) -> Iterator[None]:
-        """For the time of the block, have admission leave a place for the version."""
+        """For the time of the block, have admission leave a slot for the version."""
         self._change_claim(digest, 1)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Who has a place in the engine, and who makes way for whom.
+"""Who has a slot in the engine, and who makes way for whom.
 
 Knows no engine, no event loop and no clock: `now` is an argument, so that a simulation can drive it.
 """
@@ -24,7 +24,7 @@ class Worth(Protocol):
 
 @dataclass(kw_only=True)
 class Occupant(ABC):
-    """An adapter in its place, or on its way there; `last_used` is in seconds, on the clock of `now`."""
+    """An adapter in its slot, or on its way there; `last_used` is in seconds, on the clock of `now`."""
 
     in_use: int = 0
     pinned: bool = False
@@ -44,8 +44,8 @@ class Occupant(ABC):
 T = TypeVar("T", bound=Occupant)
 
 
-class Places(Generic[T]):
-    """`capacity` places, and one more for an adapter that is loaded ahead. `expected` holds what requests wait for or use."""
+class SlotTable(Generic[T]):
+    """`capacity` slots, and one more for an adapter that is loaded ahead. `expected` holds what requests wait for or use."""
 
     def __init__(self, capacity: int, worth: Worth, expected: Container[str]) -> None:
         self.capacity = capacity
@@ -58,12 +58,12 @@ class Places(Generic[T]):
         self._worth.asked(digest, now)
 
     def is_ready(self, digest: str) -> bool:
-        """Whether the adapter is in its place."""
+        """Whether the adapter is in its slot."""
         occupant = self.held.get(digest)
         return occupant is not None and occupant.ready
 
     def find(self, now: float, *, ahead: bool, under_way: bool) -> tuple[str | None] | None:
-        """A place, with the digest of who has to leave it; None while none may go.
+        """A slot, with the digest of who has to leave it; None while none may go.
 
         `ahead`: for an adapter whose requests have yet to get their turn, which nothing that others wait for makes way
         for. `under_way`: one is being loaded ahead just now, and there is never a second.
@@ -81,5 +81,5 @@ class Places(Generic[T]):
         return (None,) if count == self.capacity and under_way else None
 
     def _merit(self, digest: str, now: float) -> tuple[bool, float, float]:
-        """Least goes first, of equals the one unused for longest. All places are alike, and so are copies into them."""
+        """Least goes first, of equals the one unused for longest. All slots are alike, and so are copies into them."""
         return digest in self._expected, self._worth.worth(digest, now), self.held[digest].last_used

@@ -1,4 +1,4 @@
-"""Who gets a place in the engine and who makes way, without an engine: the same code in a server and in a simulation."""
+"""Who gets a slot in the engine and who makes way, without an engine: the same code in a server and in a simulation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.registry.worth import Rates
-from engine.runtime.residency.places import Occupant, Places
+from engine.runtime.residency.table import Occupant, SlotTable
 
 
 @dataclass(kw_only=True)
@@ -21,19 +21,19 @@ class Adapter(Occupant):
 
 
 class Engine:
-    """Two places, with a and b in them; a was used last, b is asked for more often."""
+    """Two slots, with a and b in them; a was used last, b is asked for more often."""
 
     def __init__(self) -> None:
         self.expected: Counter[str] = Counter()
         self.rates = Rates()
-        self.places: Places[Adapter] = Places(2, self.rates, self.expected)
-        self.places.held.update(a=Adapter(last_used=9.0), b=Adapter(last_used=5.0))
+        self.slots: SlotTable[Adapter] = SlotTable(2, self.rates, self.expected)
+        self.slots.held.update(a=Adapter(last_used=9.0), b=Adapter(last_used=5.0))
         for digest, times in (("a", 1), ("b", 3)):
             for _ in range(times):
-                self.places.asked(digest, 0.0)
+                self.slots.asked(digest, 0.0)
 
     def find(self, *, ahead: bool = False, under_way: bool = False) -> tuple[str | None] | None:
-        return self.places.find(10.0, ahead=ahead, under_way=under_way)
+        return self.slots.find(10.0, ahead=ahead, under_way=under_way)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def engine() -> Engine:
     return Engine()
 
 
-def test_a_free_place_is_taken_first(engine: Engine) -> None:
+def test_a_free_slot_is_taken_first(engine: Engine) -> None:
     """Nobody makes way while there is room."""
-    del engine.places.held["b"]
+    del engine.slots.held["b"]
     assert engine.find() == (None,)
 
 
@@ -52,7 +52,7 @@ def test_what_is_asked_for_least_makes_way(engine: Engine) -> None:
     """Not what was used longest ago; of equals that one does."""
     assert engine.find() == ("a",)
     for _ in range(2):
-        engine.places.asked("a", 0.0)
+        engine.slots.asked("a", 0.0)
     assert engine.find() == ("b",)
 
 
@@ -60,29 +60,29 @@ def test_what_is_wanted_makes_way_last(engine: Engine) -> None:
     """What requests wait for goes only if there is nothing else; what is in use, pinned or being loaded never does."""
     engine.expected["a"] += 1
     assert engine.find() == ("b",)
-    engine.places.held["b"].pinned = True
+    engine.slots.held["b"].pinned = True
     assert engine.find() == ("a",)
-    engine.places.held["a"].in_use = 1
+    engine.slots.held["a"].in_use = 1
     assert engine.find() is None
-    engine.places.held["a"] = Adapter(loaded=False)
+    engine.slots.held["a"] = Adapter(loaded=False)
     assert engine.find() is None
-    assert not engine.places.is_ready("a")
+    assert not engine.slots.is_ready("a")
 
 
 def test_loading_ahead(engine: Engine) -> None:
-    """It has one place more, one load at a time, and nothing that is wanted makes way for it."""
+    """It has one slot more, one load at a time, and nothing that is wanted makes way for it."""
     assert engine.find(ahead=True) == (None,)
-    engine.places.held["ahead"] = Adapter(loaded=False)
+    engine.slots.held["ahead"] = Adapter(loaded=False)
     assert engine.find(ahead=True, under_way=True) is None
-    engine.places.held["ahead"] = Adapter(in_use=1)
+    engine.slots.held["ahead"] = Adapter(in_use=1)
     engine.expected.update("ab")
     assert engine.find(ahead=True) is None
     del engine.expected["b"]
     assert engine.find(ahead=True) == ("b",)
 
 
-def test_a_place_beside_what_is_loaded_ahead(engine: Engine) -> None:
-    """Whoever admission has let in finds one, though the adapter that is loaded ahead has the last of the usual places."""
-    engine.places.held = {"a": Adapter(in_use=1), "ahead": Adapter(loaded=False)}
+def test_a_slot_beside_what_is_loaded_ahead(engine: Engine) -> None:
+    """Whoever admission has let in finds one, though the adapter that is loaded ahead has the last of the usual slots."""
+    engine.slots.held = {"a": Adapter(in_use=1), "ahead": Adapter(loaded=False)}
     assert engine.find(under_way=True) == (None,)
     assert engine.find() is None
