@@ -19,13 +19,12 @@ from engine.errors import AliasMoved, BadConfiguration
 from engine.registry.aliases import aliases_now
 from engine.registry.canary import canary_now
 from engine.registry.checks import CheckedAdapter, Limits, check_adapter
+from engine.registry.file_checks import CONFIG
 from engine.registry.fingerprint import read_base
 from engine.registry.manifest import Manifest
 from engine.registry.names import CANARY, SHADOW, AdapterRef
 from engine.registry.registry import Registry
 from engine.server import convert
-
-_CONFIG = "adapter_config.json"
 
 
 class RegistryBackend:
@@ -161,7 +160,7 @@ class RegistryBackend:
         """Fetch the version and read its configuration."""
         with tempfile.TemporaryDirectory(prefix="loraplex-diff-") as scratch:
             await self._fetch(version, Path(scratch))
-            return dict(json.loads((Path(scratch) / _CONFIG).read_bytes()))
+            return dict(json.loads((Path(scratch) / CONFIG).read_bytes()))
 
     async def _fetch(self, version: pb.AdapterVersion, target: Path) -> Manifest:
         manifest = await self._registry.manifest(version.name, version.version)

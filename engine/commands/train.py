@@ -105,7 +105,7 @@ class _Target:
 
 def _check_target(target: _Target, file: Path | None, resume: Path | None, given: dict[str, Any]) -> None:
     """Raise what publishing would after the training: a bad name or key, no server or registry, another base, a high rank."""
-    from engine.commands.adapter_group import run
+    from engine.commands.adapters.group import run
     from engine.commands.backends import Backend
     from engine.registry.fingerprint import read_base
     from engine.registry.names import check_name
@@ -239,7 +239,7 @@ def _finish(folder: RunFolder, result: dict[str, Any], target: _Target, *, as_js
 
 def _publish(folder: RunFolder, target: _Target) -> str:
     from engine.commands import describe
-    from engine.commands.adapter_group import run
+    from engine.commands.adapters.group import run
     from engine.commands.backends import Backend, Publication
     from engine.commands.params import whoami
     from engine.commands.signing import signed

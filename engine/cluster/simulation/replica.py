@@ -133,7 +133,7 @@ class VirtualReplica:
     @property
     def waiting_adapters(self) -> int:
         """Adapters that requests wait for and none runs on."""
-        return len({asked.adapter for asked, slot in self._policy.waiters() if not slot})
+        return self._policy.waiting_adapters
 
     def has_slot(self, adapter: str) -> bool:
         """Whether the adapter runs, so that further requests for it need no slot."""

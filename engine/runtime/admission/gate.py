@@ -72,7 +72,7 @@ class Admission:
     @property
     def waiting_adapters(self) -> int:
         """Adapters that requests wait for and none runs on."""
-        return len({asked.adapter for asked, slot in self._policy.waiters() if not slot})
+        return self._policy.waiting_adapters
 
     @property
     def running_adapters(self) -> int:

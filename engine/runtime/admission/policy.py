@@ -64,6 +64,11 @@ class Policy:
         """The requests that wait, and whether their adapter has a slot."""
         return ((ticket.asked, ticket.queue.adapter.open) for ticket in self._waiting.values())
 
+    @property
+    def waiting_adapters(self) -> int:
+        """Adapters that requests wait for and none runs on."""
+        return len({asked.adapter for asked, slot in self.waiters() if not slot})
+
     def follow(self, residents: ResidentSet) -> None:
         """From now on, run no more adapters than these have room for."""
         self.slots.residents = residents

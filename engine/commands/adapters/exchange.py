@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.adapter_group import app
+from engine.commands.adapters.group import app
 from engine.commands.params import Json, Model, Ref, RegistryUrl
 
 _HUB = "hf://"

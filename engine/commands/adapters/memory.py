@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.adapter_group import app
+from engine.commands.adapters.group import app
 from engine.commands.params import DEFAULT_SERVER, Json, Ref, Server
 
 if TYPE_CHECKING:

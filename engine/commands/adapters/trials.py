@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engine.commands import output
-from engine.commands.adapter_changes import tell_move
-from engine.commands.adapter_group import app, run
+from engine.commands.adapters.changes import tell_move
+from engine.commands.adapters.group import app, run
 from engine.commands.params import DEFAULT_SERVER, Json, Reason, Ref, RegistryUrl, Server, whoami
 
 if TYPE_CHECKING:
@@ -180,14 +180,14 @@ def _trial(
 
 
 def _tell_canary(name: str, server: str, registry: str | None, *, as_json: bool) -> None:
-    from engine.commands import trial_reports
+    from engine.commands.adapters import trial_reports
 
     found = run(lambda backend: backend.canary_report(name), server, registry)
     output.emit(trial_reports.canary_data(name, found), as_json, lambda: trial_reports.canary_view(name, found))
 
 
 def _tell_shadow(name: str, server: str, registry: str | None, *, as_json: bool) -> None:
-    from engine.commands import trial_reports
+    from engine.commands.adapters import trial_reports
 
     found = run(lambda backend: backend.shadow_report(name), server, registry)
     output.emit(trial_reports.shadow_data(name, found), as_json, lambda: trial_reports.shadow_view(name, found))

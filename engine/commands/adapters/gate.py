@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import RequirementNotMet
+from engine.registry.names import CURRENT
 
 if TYPE_CHECKING:
     from engine.api.loraplex.v1 import adapters_pb2 as pb
     from engine.commands.backends import Backend
     from engine.tuning.requirement import Condition
-
-_CURRENT = "current"
 
 
 def parsed_requirement(text: str | None) -> list[Condition]:
@@ -28,7 +27,7 @@ async def check_requirement(backend: Backend, version: pb.AdapterVersion, condit
     """Raise RequirementNotMet unless all hold; returns the current version that it was compared with."""
     from engine.tuning.requirement import failures
 
-    current = (await backend.get(version.name)).adapter.aliases.get(_CURRENT, "")
+    current = (await backend.get(version.name)).adapter.aliases.get(CURRENT, "")
     ref = f"{version.name}@{version.version}"
     records = await backend.evaluations(version.name, version.version)
     others = await backend.evaluations(version.name, current) if current else []

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.adapter_group import app, run
+from engine.commands.adapters.group import app, run
 from engine.commands.params import DEFAULT_SERVER, Json, Model, Ref, RegistryUrl, Server
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`loraplex adapters`: publish, promote, roll back, delete. Trying a version out is in adapter_trials.py."""
+"""`loraplex adapters`: publish, promote, roll back, delete. Trying a version out is in trials.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from engine.commands import output
-from engine.commands.adapter_group import app, run
+from engine.commands.adapters.group import app, run
 from engine.commands.params import (
     DEFAULT_SERVER,
     AliasName,
@@ -24,12 +24,12 @@ from engine.commands.params import (
     Sign,
     whoami,
 )
+from engine.registry.names import CURRENT
 
 if TYPE_CHECKING:
     from engine.api.loraplex.v1 import adapters_pb2 as pb
     from engine.commands.backends import Backend, Move, Publication
 
-_CURRENT = "current"
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, such as support.")]
 
 
@@ -107,12 +107,12 @@ async def _publish(backend: Backend, what: Publication, *, promote_it: bool) -> 
     lines += output.warnings(version.warnings)
     data: dict[str, Any] = {"version": describe.version_data(version), "promoted": None}
     if promote_it:
-        move = Move(what.name, _CURRENT, what.publisher, what.notes)
+        move = Move(what.name, CURRENT, what.publisher, what.notes)
         change = await _promote(backend, move, version.version, "")
         data["promoted"] = describe.change_data(what.name, change)
         lines.append(describe.change_line(what.name, change))
     else:
-        current = (await backend.get(what.name)).adapter.aliases.get(_CURRENT)
+        current = (await backend.get(what.name)).adapter.aliases.get(CURRENT)
         own = current == version.version
         hint = f"{what.name} answers with it" if own else f"to switch to it: loraplex adapters promote {ref}"
         lines.append(Text(hint, "dim"))
@@ -134,7 +134,7 @@ def _evaluation(path: Path | None) -> dict[str, Any] | None:
 @app.command()
 def promote(
     ref: Ref,
-    alias: AliasName = _CURRENT,
+    alias: AliasName = CURRENT,
     expected: Annotated[
         str, typer.Option(metavar="vN", help="Only if the alias names this version now.", show_default=False)
     ] = "",
@@ -160,8 +160,8 @@ def promote(
     --require reads what `loraplex eval` has kept: accuracy, exact, contains,
     regex, json_schema, f1 or loglik, and "not worse than current" (or base).
     """
+    from engine.commands.adapters.gate import check_requirement, parsed_requirement
     from engine.commands.backends import Move, find
-    from engine.commands.gate import check_requirement, parsed_requirement
 
     conditions = parsed_requirement(require)
 
@@ -170,7 +170,7 @@ def promote(
         version = await find(backend, ref)
         if conditions:
             current = await check_requirement(backend, version, conditions)
-            expected = expected or (current if alias == _CURRENT else "")
+            expected = expected or (current if alias == CURRENT else "")
         move = Move(version.name, alias, whoami(), reason)
         return version.name, await _promote(backend, move, version.version, expected), backend.after_move
 
@@ -185,7 +185,7 @@ async def _promote(backend: Backend, move: Move, version: str, expected: str) ->
 @app.command()
 def rollback(
     name: AdapterName,
-    alias: AliasName = _CURRENT,
+    alias: AliasName = CURRENT,
     reason: Reason = "",
     server: Server = DEFAULT_SERVER,
     registry: RegistryUrl = None,
