@@ -1,52 +1,38 @@
-"""`loraplex loadtest`: says whether a server meets your requirements. What is heavy is imported where it is used."""
+"""`loraplex loadtest`: the table of its commands. What each does is in loadtest/commands, and imported when it runs."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from loadtest.errors import BadInput, Exit, LoadTestError
+from loadtest.commands.params import (
+    DEFAULT_TARGET,
+    TARGET_VARIABLE,
+    Adapters,
+    Engine,
+    Folder,
+    Json,
+    Names,
+    OpenAIModel,
+    Quick,
+    Require,
+    Serve,
+    Sets,
+    Slo,
+    Target,
+    Workers,
+    default_folder,
+    overrides,
+    scenario_names,
+    value,
+)
+from loadtest.console import exit_with
+from loadtest.errors import Exit
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False)
-
-_DEFAULT = "127.0.0.1:50051"
-_TARGET = "Replicas of one server, or the URL of an OpenAI server."
-_SIDES = "Two targets, or with --serve two YAML files of settings."
-
-
-def _shipped(incomplete: str) -> list[str]:
-    """For the shell's completion: names of scenarios, and .yaml files here."""
-    from loadtest.plan.scenario import shipped
-
-    return [name for name in (*shipped(), *map(str, Path().glob("*.yaml"))) if name.startswith(incomplete)]
-
-
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SCENARIO...",
-        help="Such as cliff or cliff/a16 (see `scenarios`), or .yaml files.",
-        autocompletion=_shipped,
-    ),
-]
-Quick = Annotated[bool, typer.Option("--quick", help="The short form, for a machine without a GPU.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the workload, e.g. duration=30s."),
-]
-Require = Annotated[Path | None, typer.Option("--require", metavar="FILE", help="Requirements, as YAML.")]
-Slo = Annotated[str, typer.Option("--slo", help="Requirements in a line: 'ttft.p99<500ms,attainment>=0.95'.")]
 
 
 @app.callback()
@@ -65,10 +51,14 @@ def loadtest() -> None:
 
 @app.command()
 def scenarios(
-    show: Annotated[str, typer.Option(metavar="NAME", help="Print this one's YAML.", autocompletion=_shipped)] = "",
+    show: Annotated[
+        str, typer.Option(metavar="NAME", help="Print this one's YAML.", autocompletion=scenario_names)
+    ] = "",
 ) -> None:
     """List the shipped scenarios, or show one: a copy of it is the beginning of your own."""
-    _ended(lambda: _scenarios(show))
+    from loadtest.commands.scenarios import execute
+
+    exit_with(lambda: execute(show))
 
 
 @app.command()
@@ -79,44 +69,55 @@ def plan(
     capacity: Annotated[float, typer.Option(min=0.001, help="Requests/s to take for 1x.")] = 1.0,
 ) -> None:
     """Say what a run would send, how long it takes and whether its samples suffice, without sending anything."""
-    _ended(lambda: _plan(names, quick, sets or [], capacity))
+    from loadtest.commands.plan import execute
+
+    exit_with(lambda: execute(names, overrides(sets), capacity, quick=quick))
 
 
 @app.command()
 def run(
     names: Names,
-    target: Annotated[str, typer.Option(metavar="HOST:PORT[,...]", help=_TARGET, envvar="LORAPLEX_SERVER")] = _DEFAULT,
-    serve: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start a server of this model for the run.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option(help="With --serve: adapter folders to publish.")] = None,
-    engine: Annotated[str, typer.Option(help="With --serve: vllm or fake.")] = "vllm",
-    model: Annotated[str, typer.Option(help="For an OpenAI server: the base model's name there.")] = "",
+    target: Target = DEFAULT_TARGET,
+    serve: Serve = None,
+    adapters: Adapters = None,
+    engine: Engine = "vllm",
+    model: OpenAIModel = "",
     quick: Quick = False,
     sets: Sets = None,
     require: Require = None,
     slo: Slo = "",
-    workers: Annotated[int, typer.Option(min=0, help="Client processes; 0 sends from this one.")] = 1,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default .loraplex/loadtest/<time>.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
-) -> None:  # fmt: skip
+    workers: Workers = 1,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
     """Run scenarios and end with a verdict on every requirement, and a report."""
     from loadtest.commands.run import Options, execute
 
     def work() -> Coroutine[Any, Any, Exit]:
-        overrides = _overrides(sets or [], require, slo)
-        options = Options(names, target, serve, adapter or [], engine, model, quick, overrides, workers)
-        return execute(options, folder or _default_folder(), as_json=as_json)
+        options = Options(
+            names=names,
+            target=target,
+            serve=serve,
+            adapters=adapters or [],
+            engine=engine,
+            model=model,
+            quick=quick,
+            overrides=overrides(sets, require, slo),
+            workers=workers,
+        )
+        return execute(options, folder or default_folder(), as_json=as_json)
 
-    _ended(work)
+    exit_with(work)
 
 
 @app.command()
 def search(
     names: Names,
-    target: Annotated[str, typer.Option(metavar="HOST:PORT[,...]", help=_TARGET, envvar="LORAPLEX_SERVER")] = _DEFAULT,
-    serve: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start a server of this model for the run.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option(help="With --serve: adapter folders to publish.")] = None,
-    engine: Annotated[str, typer.Option(help="With --serve: vllm or fake.")] = "vllm",
-    model: Annotated[str, typer.Option(help="For an OpenAI server: the base model's name there.")] = "",
+    target: Target = DEFAULT_TARGET,
+    serve: Serve = None,
+    adapters: Adapters = None,
+    engine: Engine = "vllm",
+    model: OpenAIModel = "",
     start: Annotated[float, typer.Option("--from", min=0, help="Begin with this rate; 0: the scenario's.")] = 0.0,
     tolerance: Annotated[str, typer.Option(help="How close to the limit the answer has to be.")] = "5%",
     budget: Annotated[str, typer.Option(help="Stop, with what is known by then, after this time.")] = "30m",
@@ -126,10 +127,10 @@ def search(
     sets: Sets = None,
     require: Require = None,
     slo: Slo = "",
-    workers: Annotated[int, typer.Option(min=0, help="Client processes; 0 sends from this one.")] = 1,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default .loraplex/loadtest/<time>.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
-) -> None:  # fmt: skip
+    workers: Workers = 1,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
     """Find the highest rate (or number of callers, in a closed loop) that meets the requirements.
 
     Examples:
@@ -141,42 +142,55 @@ def search(
     settled within the budget.
     """
     from loadtest.commands.run import Options
-    from loadtest.commands.search import Bounds
-    from loadtest.commands.search import search as searching
+    from loadtest.commands.search import Bounds, execute
     from loadtest.plan import values
 
     def work() -> Coroutine[Any, Any, Exit]:
-        close, seconds_in_all = (
-            _value(values.share, "--tolerance", tolerance),
-            _value(values.seconds, "--budget", budget),
+        bounds = Bounds(
+            start=start,
+            tolerance=max(value(values.share, "--tolerance", tolerance), 0.001),
+            budget_s=value(values.seconds, "--budget", budget),
+            times=times,
+            wanted=wanted,
         )
-        overrides = _overrides(sets or [], require, slo)
-        options = Options(names, target, serve, adapter or [], engine, model, quick, overrides, workers)
-        bounds = Bounds(start, max(close, 0.001), seconds_in_all, times, wanted)
-        return searching(options, bounds, folder or _default_folder(), as_json=as_json)
+        options = Options(
+            names=names,
+            target=target,
+            serve=serve,
+            adapters=adapters or [],
+            engine=engine,
+            model=model,
+            quick=quick,
+            overrides=overrides(sets, require, slo),
+            workers=workers,
+        )
+        return execute(options, bounds, folder or default_folder(), as_json=as_json)
 
-    _ended(work)
+    exit_with(work)
 
 
 @app.command()
 def compare(
-    targets: Annotated[list[str] | None, typer.Argument(metavar="[A B]", help=_SIDES)] = None,
-    scenario: Annotated[list[str] | None, typer.Option(help="May be repeated.", autocompletion=_shipped)] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[A B]", help="Two targets, or with --serve two YAML files of settings."),
+    ] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="May be repeated.", autocompletion=scenario_names)] = None,
     serve: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start the servers, of this model.")] = None,
-    adapter: Annotated[list[Path] | None, typer.Option(help="With --serve: adapter folders to publish.")] = None,
-    engine: Annotated[str, typer.Option(help="With --serve: vllm or fake.")] = "vllm",
+    adapters: Adapters = None,
+    engine: Engine = "vllm",
     peer: Annotated[str, typer.Option(help="With --serve: start this as A; vllm is vLLM's own server.")] = "",
-    model: Annotated[str, typer.Option(help="For an OpenAI server: the base model's name there.")] = "",
+    model: OpenAIModel = "",
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs of each case; three or more for a verdict.")] = 3,
     tolerance: Annotated[str, typer.Option(help="A difference that does not matter.")] = "10%",
     quick: Quick = False,
     sets: Sets = None,
     require: Require = None,
     slo: Slo = "",
-    workers: Annotated[int, typer.Option(min=0, help="Client processes; 0 sends from this one.")] = 1,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default .loraplex/loadtest/<time>.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of tables.")] = False,
-) -> None:  # fmt: skip
+    workers: Workers = 1,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
     """Send the same requests to two targets in turns, and say whether B is worse than A.
 
     Examples:
@@ -187,24 +201,33 @@ def compare(
     Rates that are shares of the capacity are shares of the slower one's. Exit codes: 0 not worse, 1 worse, 3 B answered
     wrongly, 4 open.
     """
-    from loadtest.commands.compare import CompareOptions
-    from loadtest.commands.compare import compare as comparing
+    from loadtest.commands.compare import CompareOptions, execute
     from loadtest.plan import values
 
     def work() -> Coroutine[Any, Any, Exit]:
         options = CompareOptions(
-            scenario or ["steady"], targets or [], serve, adapter or [], engine, peer, model, quick,
-            _overrides(sets or [], require, slo), workers, rounds, _value(values.share, "--tolerance", tolerance),
-        )  # fmt: skip
-        return comparing(options, folder or _default_folder(), as_json=as_json)
+            names=scenario or ["steady"],
+            targets=targets or [],
+            serve=serve,
+            adapters=adapters or [],
+            engine=engine,
+            peer=peer,
+            model=model,
+            quick=quick,
+            overrides=overrides(sets, require, slo),
+            workers=workers,
+            rounds=rounds,
+            tolerance=value(values.share, "--tolerance", tolerance),
+        )
+        return execute(options, folder or default_folder(), as_json=as_json)
 
-    _ended(work)
+    exit_with(work)
 
 
 @app.command()
 def replay(
     tape: Annotated[Path, typer.Argument(help="A tape of an earlier run (tapes/*.parquet).")],
-    target: Annotated[str, typer.Option(help="host:port", envvar="LORAPLEX_SERVER")] = "127.0.0.1:50051",
+    target: Annotated[str, typer.Option(help="host:port", envvar=TARGET_VARIABLE)] = DEFAULT_TARGET,
     slo: Slo = "",
     folder: Annotated[Path | None, typer.Option("--out", help="Where to write.")] = None,
 ) -> None:
@@ -212,16 +235,18 @@ def replay(
     from loadtest.commands.run import Options, execute
 
     def work() -> Coroutine[Any, Any, Exit]:
-        options = Options([], target, None, [], "vllm", "", False, _overrides([], None, slo), 1, tape)
-        return execute(options, folder or _default_folder(), as_json=False)
+        options = Options(names=[], target=target, overrides=overrides(slo=slo), tape=tape)
+        return execute(options, folder or default_folder(), as_json=False)
 
-    _ended(work)
+    exit_with(work)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
     """Print the tables of an earlier run again."""
-    _ended(lambda: _report(folder))
+    from loadtest.commands.report import execute
+
+    exit_with(lambda: execute(folder))
 
 
 @app.command()
@@ -229,18 +254,22 @@ def selftest(
     long: Annotated[bool, typer.Option("--long", help="100 planted faults and 20 clean runs: two minutes.")] = False,
 ) -> None:
     """Test this harness against a scripted server: planted faults, clean runs, and percentiles whose truth is known."""
-    _ended(lambda: asyncio.run(_selftest(long)))
+    from loadtest.commands.selftest import execute
+
+    exit_with(lambda: execute(long=long))
 
 
 @app.command()
 def faults(
     model: Annotated[Path, typer.Argument(help="The base model's folder.")],
     adapter: Annotated[Path, typer.Option(help="An adapter folder: what the run's own adapters are shaped like.")],
-    count: Annotated[int, typer.Option(min=1, help="How many faults; of 24 and more each kind comes at least once.")] = 200,
+    count: Annotated[
+        int, typer.Option(min=1, help="How many faults; of 24 and more each kind comes at least once.")
+    ] = 200,
     seed: Annotated[int, typer.Option(help="Which faults, and when.")] = 1,
     engine: Annotated[str, typer.Option(help="vllm, or fake: without the faults of processes.")] = "vllm",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Break one tenant's adapters, the storage and the engine's processes under load; nobody else may notice.
 
     Example:
@@ -256,108 +285,7 @@ def faults(
     from loadtest.faults.command import execute
     from loadtest.faults.run import Plan
 
-    _ended(lambda: execute(Plan(model, adapter, count, seed, engine), as_json=as_json))
-
-
-def _ended(work: Callable[[], Exit | Coroutine[Any, Any, Exit] | None]) -> None:
-    """Run a command; say what went wrong and what to do about it, and exit with its code."""
-    try:
-        done = work()
-        code = asyncio.run(done) if asyncio.iscoroutine(done) else done
-    except LoadTestError as error:
-        err.print(Text("error: ", "bold red").append(error.message, "default"), soft_wrap=True)
-        if error.fix:
-            err.print(Text("fix: ", "bold").append(error.fix, "default"), soft_wrap=True)
-        raise typer.Exit(error.code) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    if isinstance(code, Exit) and code:
-        raise typer.Exit(code)
-
-
-def _value(read: Callable[[Any], float], flag: str, text: str) -> float:
-    try:
-        return read(text)
-    except ValueError as error:
-        raise BadInput(f"{flag}: {error}") from error
-
-
-def _default_folder() -> Path:
-    return Path(".loraplex/loadtest") / time.strftime("%Y%m%d-%H%M%S")
-
-
-def _overrides(sets: list[str], require: Path | None, slo: str) -> dict[str, Any]:
-    import yaml
-
-    from loadtest.plan.requirements import from_conditions
-    from loadtest.plan.scenario import merged
-    from loadtest.plan.strict import read_yaml
-
-    found: dict[str, Any] = {}
-    for one in sets:
-        key, separator, value = one.partition("=")
-        if not separator:
-            raise BadInput(f"--set {one}: write KEY=VALUE")
-        found[key] = yaml.safe_load(value)
-    needed = merged(read_yaml(require) if require else {}, from_conditions(slo))
-    return found | ({"requirements": needed} if needed else {})
-
-
-def _scenarios(name: str) -> None:
-    from importlib import resources
-
-    from loadtest.plan import scenario
-
-    if name:
-        scenario.load(name)
-        out.print((resources.files("loadtest") / "scenarios" / f"{name}.yaml").read_text(), markup=False, end="")
-        return
-    for one in scenario.shipped():
-        found = scenario.load(one)
-        out.print(f"[bold]{one:11}[/] {found.about}" + (f" ({len(found.cases)} cases)" if found.cases else ""))
-
-
-def _plan(names: list[str], quick: bool, sets: list[str], capacity: float) -> None:
-    from loadtest.plan.forecast import forecast
-
-    for line in forecast(names, quick, _overrides(sets, None, ""), capacity):
-        out.print(line)
-
-
-def _report(folder: Path) -> None:
-    from loadtest.commands.run import show
-
-    try:
-        data = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder} holds no run: {error}") from error
-    show(data)
-
-
-async def _selftest(long: bool) -> Exit:
-    from rich.progress import Progress
-
-    from loadtest.selftest import trials
-    from loadtest.selftest.server import FAULTS, Script, ScriptedServer
-
-    faults, clean = (trials.LONG, trials.CLEAN) if long else (len(FAULTS), 3)
-    server = ScriptedServer(Script())
-    await server.start()
-    try:
-        with Progress(console=err, transient=True) as bar:
-            task = bar.add_task("self-test", total=faults + clean + 1)
-            outcome = await trials.run(
-                server, faults, clean, lambda what: bar.update(task, advance=1, description=what)
-            )
-    finally:
-        await server.stop()
-    out.print(f"planted faults found: {outcome.planted - len(outcome.missed)} of {outcome.planted}")
-    out.print(f"clean runs with an alarm: {len(outcome.alarms)} of {outcome.clean}")
-    for name, reported, true in outcome.percentiles:
-        out.print(f"{name}: reported {reported * 1000:.2f} ms, true {true * 1000:.2f} ms")
-    for problem in (*outcome.missed, *outcome.alarms, *outcome.untrue):
-        out.print(f"[red]{problem}[/]")
-    return Exit.PASS if outcome.passed else Exit.MISSED
+    exit_with(lambda: execute(Plan(model, adapter, count, seed, engine), as_json=as_json))
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -157,13 +156,6 @@ async def serve(prepare: Prepare) -> None:
                 say(await answer(json.loads(line)))
         finally:
             await stop()
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_until_signal(work: Coroutine[Any, Any, T]) -> T:

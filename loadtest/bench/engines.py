@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from engine.config import VLLM_RANKS
 from engine.vllm_plugin.precision import precision
 from engine.vllm_plugin.threads import on_every_core
 
@@ -20,7 +21,6 @@ ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 TARGETS = {"attention": ATTENTION, "all-linear": ALL_LINEAR}
 CONTENDER = "loadtest.bench.adapters.vllm_contender"  # the module that runs one of these engines as a process
 KERNELS = "LORAPLEX_LORA_KERNELS"
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
 _STOP_S = 2.0  # how long vLLM's processes may take to end by themselves
 _STEP_TOKENS = 512  # on a CPU; as in engine/runtime/vllm/start.py, where the reason is
 

@@ -24,8 +24,9 @@ from rich.table import Table
 from engine.client import AsyncClient
 from engine.client.testing import write_base
 from loadtest.bench import output
-from loadtest.bench.child import Running, free_port, run_until_signal, start
+from loadtest.bench.child import Running, run_until_signal, start
 from loadtest.bench.machine import machine
+from loadtest.ports import free_port
 
 OPEN, KEY, TOKEN = "nobody is asked", "API key", "token (ES256)"
 _ISSUER, _AUDIENCE = "https://bench.invalid", "loraplex"

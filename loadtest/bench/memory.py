@@ -19,11 +19,12 @@ import psutil
 import typer
 from rich.table import Table
 
+from engine.config import VLLM_RANKS
 from loadtest.bench import output
 from loadtest.bench.adapters.weights import WEIGHTS, make_adapter
 from loadtest.bench.adapters.workloads import Mix, Workload
 from loadtest.bench.child import Running, run_until_signal, start_module
-from loadtest.bench.engines import CONTENDER, TARGETS, VLLM_RANKS, EngineSpec, Lora, tensor_shapes
+from loadtest.bench.engines import CONTENDER, TARGETS, EngineSpec, Lora, tensor_shapes
 from loadtest.bench.machine import machine
 
 _MIB = 1024**2

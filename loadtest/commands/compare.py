@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.cli import err
 from loadtest.commands.run import end_on_sigterm, references, shown, tell, wanted_cases
+from loadtest.console import err
 from loadtest.drive.case import Result, resolved
 from loadtest.drive.openers import remote, served, stock_vllm
 from loadtest.drive.records import Record
@@ -29,7 +29,7 @@ QUANTILES = (0.05, *(n / 10 for n in range(1, 10)), 0.95)
 """Where the plot of the ratios has its points."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """What the command line says."""
 
@@ -90,7 +90,7 @@ def _judged_ones(result: Result) -> list[Record]:
     return [one for one in result.records if not noisy or one.adapter != noisy]
 
 
-async def compare(options: CompareOptions, folder: Path, *, as_json: bool) -> Exit:
+async def execute(options: CompareOptions, folder: Path, *, as_json: bool) -> Exit:
     """Run all cases in turns, write the report, print the ratios; returns the exit code."""
     _check(options)
     wanted = wanted_cases(

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from loadtest.cli import err, out
+from loadtest.console import err, out
 from loadtest.drive.case import Result, resolved, run_case
 from loadtest.drive.fleet import own_adapters
 from loadtest.drive.openers import remote, served
@@ -30,19 +30,19 @@ from loadtest.report import document, texts
 from loadtest.report.write import WORDS, new_folder, write
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What the command line says."""
 
     names: list[str]
     target: str
-    serve: Path | None
-    adapters: list[Path]
-    engine: str
-    model: str
-    quick: bool
     overrides: dict[str, Any]
-    workers: int
+    serve: Path | None = None
+    adapters: list[Path] = field(default_factory=list)
+    engine: str = "vllm"
+    model: str = ""
+    quick: bool = False
+    workers: int = 1
     tape: Path | None = None
 
 

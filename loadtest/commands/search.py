@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.text import Text
 
-from loadtest.cli import err
 from loadtest.commands.run import Options, end_on_sigterm, opened, references, shown, tell, wanted_cases
+from loadtest.console import err
 from loadtest.drive.case import resolved, with_arrival
 from loadtest.drive.search import Ended, Found, Probe, find, judge, limiting, samples
 from loadtest.drive.site import Site
@@ -24,7 +24,7 @@ from loadtest.report import curves, document
 from loadtest.report.write import new_folder, write
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bounds:
     """How a search is led: requests/s to begin with (0: the scenario's own), closeness, and seconds in all."""
 
@@ -35,7 +35,7 @@ class Bounds:
     wanted: float
 
 
-async def search(options: Options, bounds: Bounds, folder: Path, *, as_json: bool) -> Exit:
+async def execute(options: Options, bounds: Bounds, folder: Path, *, as_json: bool) -> Exit:
     """Search, write the report, print the curve; returns the exit code."""
     case = _case(options)
     new_folder(folder)

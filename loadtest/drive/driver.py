@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.drive.records import Beat, Record, Status
-from loadtest.drive.targets import Question, Target, words
+from loadtest.drive.targets import Question, Target
+from loadtest.plan.prompts import prompt_of_row
 from loadtest.plan.tape import Tape
 
 Emit = Callable[[list[Record], Beat], None]
@@ -39,9 +40,10 @@ class Job:
     def question(self, row: int) -> Question:
         """What a row asks."""
         canary = int(self.tape.canary[row])
-        prompt = (
-            self.canary_prompts[canary] if canary >= 0 else words(self.seed, row, int(self.tape.prompt_tokens[row]))
-        )
+        if canary >= 0:
+            prompt = self.canary_prompts[canary]
+        else:
+            prompt = prompt_of_row(self.seed, row, int(self.tape.prompt_tokens[row]))
         return Question(self.tape.name(row), prompt, int(self.tape.max_tokens[row]))
 
 

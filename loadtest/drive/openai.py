@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import aiohttp
 
 from loadtest.drive.records import Record, Status
-from loadtest.drive.targets import Question, sse
+from loadtest.drive.targets import Question
 from loadtest.errors import TargetGone
 from loadtest.judge.canaries import TOKENS, Reference
 
@@ -85,6 +86,14 @@ def _decode(record: Record, lines: list[bytes], arrivals: list[float], model: st
             record.prompt_tokens, record.claimed_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     if record.canary >= 0:
         record.token_ids = tuple(token_ids)
+
+
+def sse(line: bytes) -> dict[str, Any] | None:
+    """The JSON of a `data:` line of server-sent events; None for other lines and for the closing [DONE]."""
+    if not line.startswith(b"data: {"):
+        return None
+    event: dict[str, Any] = json.loads(line[6:])
+    return event
 
 
 class OpenAIServer:

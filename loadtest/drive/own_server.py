@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from loadtest.drive.markers import write_marker
 from loadtest.drive.processes import below
 from loadtest.errors import BadInput, TargetGone
 from loadtest.plan.scenario import Case
+from loadtest.ports import free_port
 
 _START_S = 240.0
 _ENGINE = "VLLM::"  # how vLLM's own processes call themselves
@@ -34,7 +34,7 @@ class OwnServer:
     def __init__(self, folder: Path, model: Path, settings: dict[str, object]) -> None:
         self.folder = folder
         self.registry = folder / "registry"
-        self.port = _free_port()
+        self.port = free_port()
         self.template: Path | None = None
         flags = {
             "model": model,
@@ -165,9 +165,3 @@ async def _publish_all(server: OwnServer, folders: Mapping[str, Path]) -> None:
                 await client.adapters.publish(folder, name, publisher="loadtest")
             except (RequestError, OSError) as error:
                 raise BadInput(f"cannot publish {folder} as {name}: {error}") from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +13,6 @@ from engine.client.credentials import Credentials
 from engine.client.errors import from_rpc
 from engine.client.requests import generate_request
 from loadtest.drive.records import Record, Status
-from loadtest.workload import WORDS
 
 _STREAMS_PER_CHANNEL = 50  # a stream past the connection's limit (often 100) would wait in the client, unseen
 _METHOD = "/loraplex.v1.GenerationService/GenerateStream"
@@ -65,11 +62,6 @@ class TargetSpec:
 
             return OpenAITarget(self.addresses[0], self.model, self.timeout_s)
         return LoraplexTarget(self.addresses, self.timeout_s, self.credentials)
-
-
-def words(seed: int, row: int, count: int) -> str:
-    """A prompt of `count` random words, about as many tokens; no two begin alike, so no prefix cache helps."""
-    return " ".join(random.Random(seed * 1_000_003 + row).choices(WORDS, k=count))
 
 
 class LoraplexTarget:
@@ -201,11 +193,3 @@ def _identity(record: Record, message: pb.GenerateStreamResponse) -> None:
         record.queue_s = message.timings.queue.ToMicroseconds() / 1e6
         record.adapter_wait_s = message.timings.adapter_wait.ToMicroseconds() / 1e6
         record.server_ttft_s = message.timings.time_to_first_token.ToMicroseconds() / 1e6
-
-
-def sse(line: bytes) -> dict[str, Any] | None:
-    """The JSON of a `data:` line of server-sent events; None for other lines and for the closing [DONE]."""
-    if not line.startswith(b"data: {"):
-        return None
-    event: dict[str, Any] = json.loads(line[6:])
-    return event

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from loadtest.cli import err, out
+from loadtest.console import err, out
 from loadtest.errors import BadInput, Exit
 from loadtest.faults.run import Plan, document, run
 

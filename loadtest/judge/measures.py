@@ -58,11 +58,11 @@ def table(records: Iterable[Record], start: float, warmup_s: float, end_s: float
         rows=rows,
         window_s=end_s - warmup_s,
         tokens_in_window=_tokens_between(everything, low, high),
-        ttft=_column(rows, lambda one: one.times[0] - one.scheduled if one.times else math.inf),
-        service_ttft=_column(rows, lambda one: one.times[0] - one.sent if one.times else math.inf),
-        tpot=_column(rows, _tpot),
-        e2e=_column(rows, lambda one: one.ended - one.scheduled),
-        stall=_column(rows, lambda one: float(np.diff(one.times).max()) if len(one.times) > 1 else 0.0),
+        ttft=_column(rows, ttft),
+        service_ttft=_column(rows, service_ttft),
+        tpot=_column(rows, tpot),
+        e2e=_column(rows, e2e),
+        stall=_column(rows, stall),
         ok=ok,
         counted=np.array([one.status is not Status.CANCELLED for one in rows], bool),
         itl=np.concatenate([gaps for gaps, _ in itl]) if itl else np.zeros(0),
@@ -71,13 +71,38 @@ def table(records: Iterable[Record], start: float, warmup_s: float, end_s: float
     )
 
 
-def _column(rows: Sequence[Record], value: Callable[[Record], float]) -> Floats:
-    return np.array([value(one) if one.status is Status.OK else math.inf for one in rows], np.float64)
+def ttft(one: Record) -> float:
+    """Seconds from the schedule to the first tokens; inf of a failed request, and of an answer without any."""
+    return one.times[0] - one.scheduled if one.status is Status.OK and one.times else math.inf
 
 
-def _tpot(one: Record) -> float:
-    later = one.tokens - one.counts[0] if one.counts else 0
+def service_ttft(one: Record) -> float:
+    """The same from when it was sent."""
+    return one.times[0] - one.sent if one.status is Status.OK and one.times else math.inf
+
+
+def tpot(one: Record) -> float:
+    """Seconds for each token after the first message; inf as for TTFT, nan where all tokens came in one message."""
+    if one.status is not Status.OK or not one.times:
+        return math.inf
+    later = one.tokens - one.counts[0]
     return (one.times[-1] - one.times[0]) / later if later else math.nan
+
+
+def e2e(one: Record) -> float:
+    """Seconds from the schedule to the end of the call; inf of a failed request."""
+    return one.ended - one.scheduled if one.status is Status.OK else math.inf
+
+
+def stall(one: Record) -> float:
+    """The longest gap between two messages, in seconds; 0 for an answer in one message, inf of a failed request."""
+    if one.status is not Status.OK:
+        return math.inf
+    return float(np.diff(one.times).max()) if len(one.times) > 1 else 0.0
+
+
+def _column(rows: Sequence[Record], value: Callable[[Record], float]) -> Floats:
+    return np.array([value(one) for one in rows], np.float64)
 
 
 def _itl(one: Record) -> tuple[Floats, npt.NDArray[np.int32]]:
@@ -185,8 +210,8 @@ def parts(measured: Table) -> dict[str, float]:
 def fairness(measured: Table) -> float:
     """Jain's index over the adapters' mean TTFT, 1 when all wait alike (R. Jain, 1984); nan without answers."""
     waits: dict[str, list[float]] = {}
-    for one, ttft in zip(measured.rows, measured.ttft, strict=True):
-        if math.isfinite(ttft):
-            waits.setdefault(one.adapter, []).append(float(ttft))
+    for one, wait in zip(measured.rows, measured.ttft, strict=True):
+        if math.isfinite(wait):
+            waits.setdefault(one.adapter, []).append(float(wait))
     means = np.array([np.mean(values) for values in waits.values()])
     return float(means.sum() ** 2 / (len(means) * (means**2).sum())) if len(means) and means.any() else math.nan

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.drive.records import Record, Status
+from loadtest.judge.measures import e2e, tpot, ttft
 from loadtest.judge.statistics import percentile
 
 Floats = npt.NDArray[np.float64]
@@ -109,7 +110,7 @@ def ttft_ratios(
     rounds: Sequence[Round], window: tuple[float, float], at: Sequence[float]
 ) -> list[tuple[float, float, float]]:
     """B's TTFT over A's at each of these percentiles, with its interval."""
-    pairs = _pairs(_ttft, rounds, window)
+    pairs = _pairs(_at_any_time(ttft), rounds, window)
     return [(_ratio(pairs, quantile(q)), *bootstrap(pairs, quantile(q))) for q in at] if pairs else []
 
 
@@ -161,27 +162,17 @@ def _measures(seconds: float) -> list[_Measure]:
         return np.asarray(np.nansum(values, axis=1) / seconds)
 
     return [
-        _Measure("TTFT p50", "s", _ttft, quantile(0.5)),
-        _Measure("TTFT p95", "s", _ttft, quantile(0.95)),
-        _Measure("TPOT p50", "s", _tpot, quantile(0.5)),
-        _Measure("E2E p95", "s", lambda one, *_: one.ended - one.scheduled if _ok(one) else math.inf, quantile(0.95)),
+        _Measure("TTFT p50", "s", _at_any_time(ttft), quantile(0.5)),
+        _Measure("TTFT p95", "s", _at_any_time(ttft), quantile(0.95)),
+        _Measure("TPOT p50", "s", _at_any_time(tpot), quantile(0.5)),
+        _Measure("E2E p95", "s", _at_any_time(e2e), quantile(0.95)),
         _Measure("tokens/s", "1/s", _tokens, rate, more_is_better=True),
     ]
 
 
-def _ok(one: Record) -> bool:
-    return one.status is Status.OK
-
-
-def _ttft(one: Record, *_: float) -> float:
-    return one.times[0] - one.scheduled if _ok(one) and one.times else math.inf
-
-
-def _tpot(one: Record, *_: float) -> float:
-    if not _ok(one) or not one.counts:
-        return math.inf
-    later = one.tokens - one.counts[0]
-    return (one.times[-1] - one.times[0]) / later if later else math.nan
+def _at_any_time(value: Callable[[Record], float]) -> Value:
+    """A measure that needs no window."""
+    return lambda one, *_: value(one)
 
 
 def _tokens(one: Record, low: float, high: float) -> float:

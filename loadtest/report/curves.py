@@ -10,6 +10,7 @@ import numpy as np
 
 from loadtest.drive.case import Result
 from loadtest.drive.search import Found
+from loadtest.judge.measures import ttft
 from loadtest.judge.verdict import Verdict, cost_per_million
 from loadtest.plan.requirements import Requirements
 from loadtest.report.plots import COLOURS, INK, Plot, draw, plain_log
@@ -139,12 +140,7 @@ def _pareto(axes: Axes, rates: Sequence[float], results: Sequence[Result]) -> No
 
 
 def _tightness(axes: Axes, rates: Sequence[float], results: Sequence[Result], required: Requirements) -> None:
-    ttfts = [
-        np.array(
-            [one.times[0] - one.scheduled if one.times and one.status == "ok" else math.inf for one in result.records]
-        )
-        for result in results
-    ]
+    ttfts = [np.array([ttft(one) for one in result.records]) for result in results]
     everything = np.concatenate(ttfts)
     finite = everything[np.isfinite(everything)]
     limits = np.geomspace(max(finite.min(), 1e-4), finite.max(), 60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,9 +112,7 @@ def draw(name: str, title: str, caption: str, drawing: Any) -> Plot:
 
 def _spectrum(axes: Axes, results: list[Result]) -> None:
     for result in results:
-        values = np.sort(
-            [one.times[0] - one.scheduled if one.times and one.status == "ok" else math.inf for one in result.records]
-        )
+        values = np.sort([measures.ttft(one) for one in result.records])
         ranks = np.arange(1, len(values) + 1) / len(values)
         finite = np.isfinite(values)
         axes.plot(1 / (1 - np.minimum(ranks, 1 - 0.5 / len(values)))[finite], values[finite], label=result.case.title)

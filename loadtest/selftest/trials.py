@@ -13,6 +13,7 @@ from loadtest.drive.case import Result, run_case
 from loadtest.drive.site import Site, asked_adapters, look, take_references
 from loadtest.drive.targets import TargetSpec
 from loadtest.judge.canaries import References
+from loadtest.judge.measures import ttft
 from loadtest.judge.statistics import percentile
 from loadtest.plan.scenario import Case, Workload
 from loadtest.selftest.server import FAULTS, Script, ScriptedServer
@@ -88,7 +89,7 @@ def seen(fault: str, result: Result) -> bool:
         case "garbage":
             return canaries["unexplained"] == 1
         case "error" | "broken":
-            return result.measures["failed"] == 1 and percentile([*_ttfts(result)], 1.0) == math.inf
+            return result.measures["failed"] == 1 and percentile(_ttfts(result), 1.0) == math.inf
         case "hang":
             return sum(one.status == "timeout" for one in result.records) == 1
         case "freeze":
@@ -142,4 +143,4 @@ async def true_percentiles(found: Site, server: ScriptedServer, seconds: float =
 
 
 def _ttfts(result: Result) -> list[float]:
-    return [one.times[0] - one.scheduled if one.status == "ok" else math.inf for one in result.records]
+    return [ttft(one) for one in result.records]

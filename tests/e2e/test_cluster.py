@@ -20,8 +20,8 @@ import pytest_asyncio
 
 from engine.client import AsyncClient, RequestError
 from engine.client.testing import write_adapter, write_base
-from loadtest.bench.child import free_port
 from loadtest.drive.processes import below
+from loadtest.ports import free_port
 from tests.unit.cluster.load import NAMES, Load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.config import VLLM_RANKS
 from loadtest.bench import output
 from loadtest.bench.adapters.contest import Conditions, Contest
 from loadtest.bench.adapters.plan import CONTENDERS, FULL, HEADLINE, Grid, Stage, stages
@@ -17,7 +18,7 @@ from loadtest.bench.adapters.report import tables, to_json, write
 from loadtest.bench.adapters.results import results
 from loadtest.bench.adapters.workloads import KINDS, Kind, Mix
 from loadtest.bench.child import run_until_signal
-from loadtest.bench.engines import TARGETS, VLLM_RANKS
+from loadtest.bench.engines import TARGETS
 from loadtest.bench.machine import machine
 
 _LIST = "LIST"

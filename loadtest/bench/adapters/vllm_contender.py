@@ -17,7 +17,7 @@ import uvloop
 from loadtest.bench.adapters.workloads import Ask, measure
 from loadtest.bench.child import Handler, Stop, serve
 from loadtest.bench.engines import EngineSpec, build, facts, stopping
-from loadtest.measures import Sample
+from loadtest.bench.samples import Sample
 
 
 class Progress:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from loadtest.measures import Sample, Summary, summarize
+from loadtest.bench.samples import Sample, Summary, summarize
 
 Kind = Literal["decode", "prefill", "mixed"]
 KINDS: tuple[Kind, ...] = ("decode", "prefill", "mixed")

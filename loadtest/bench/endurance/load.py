@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.client import AsyncClient, RequestError
-from loadtest.measures import percentile
-from loadtest.workload import WORDS
+from loadtest.bench.samples import interpolated_percentile
+from loadtest.plan.prompts import random_prompt
 
 _PROMPT_WORDS, _ANSWER = 24, (8, 24)
 _MOST_OPEN = 4000  # calls of ours at once, so that the client is not what breaks
@@ -71,7 +71,7 @@ class Load:
     async def one(self) -> Outcome:
         """Ask once."""
         sent, first, tokens = time.monotonic(), 0.0, 0
-        prompt = " ".join(self._dice.choices(WORDS, k=_PROMPT_WORDS))
+        prompt = random_prompt(self._dice, _PROMPT_WORDS)
         wanted, adapter = self._dice.randint(*_ANSWER), self._dice.choice(self._adapters)
         try:
             async for chunk in self._client.stream(
@@ -91,4 +91,4 @@ def goodput(outcomes: Sequence[Outcome], seconds: float) -> float:
 
 def ttft_p95(outcomes: Sequence[Outcome]) -> float:
     """Seconds; infinite if nothing was answered."""
-    return percentile([outcome.first_s for outcome in outcomes if outcome.good], 95)
+    return interpolated_percentile([outcome.first_s for outcome in outcomes if outcome.good], 95)

@@ -21,13 +21,13 @@ from rich.table import Table
 
 from engine.client import AsyncClient
 from loadtest.bench import output
+from loadtest.bench.backends import LoraplexBackend, OpenAIBackend
+from loadtest.bench.callers import requests, run
 from loadtest.bench.child import Running, run_until_signal
 from loadtest.bench.engines import ALL_LINEAR, EngineSpec, Lora
 from loadtest.bench.frontend.servers import start_loraplex, start_shared, start_vllm_serve
 from loadtest.bench.machine import machine
-from loadtest.measures import summarize
-from loadtest.targets import LoraplexTarget, OpenAITarget
-from loadtest.workload import requests, run
+from loadtest.bench.samples import summarize
 
 DIRECT, OURS, VLLM = "AsyncLLM in process", "loraplex GenerateStream", "vllm serve (OpenAI)"
 ALONE = 15  # requests sent one at a time in each round
@@ -70,10 +70,10 @@ class Contest:
         port = self.started[name].port
         if name == OURS:
             async with AsyncClient(f"127.0.0.1:{port}") as client:
-                return asdict(summarize(await run(LoraplexTarget(client), requests(**work), concurrency)))
+                return asdict(summarize(await run(LoraplexBackend(client), requests(**work), concurrency)))
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
-            target = OpenAITarget(session, f"http://127.0.0.1:{port}", "base")
-            return asdict(summarize(await run(target, requests(**work), concurrency)))
+            backend = OpenAIBackend(session, f"http://127.0.0.1:{port}", "base")
+            return asdict(summarize(await run(backend, requests(**work), concurrency)))
 
 
 async def contest(spec: EngineSpec, concurrency: int, rounds: int, work: dict[str, Any]) -> dict[str, Any]:

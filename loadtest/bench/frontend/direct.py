@@ -20,10 +20,10 @@ import uvloop
 from engine.config import Settings
 from engine.runtime.vllm.engine import VllmEngine
 from engine.server.app import App
+from loadtest.bench.backends import InProcessBackend
+from loadtest.bench.callers import requests, run
 from loadtest.bench.child import Handler, Stop, serve
-from loadtest.measures import summarize
-from loadtest.targets import InProcessTarget
-from loadtest.workload import requests, run
+from loadtest.bench.samples import summarize
 
 
 async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, Stop]:
@@ -32,11 +32,11 @@ async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, S
     engine = VllmEngine(settings, settings.model)
     app = App(settings, engine)
     await app.start()
-    target = InProcessTarget(engine.llm)
+    backend = InProcessBackend(engine.llm)
 
     async def answer(work: dict[str, Any]) -> dict[str, Any]:
         concurrency = work.pop("concurrency")
-        return asdict(summarize(await run(target, requests(**work), concurrency)))
+        return asdict(summarize(await run(backend, requests(**work), concurrency)))
 
     return {"port": app.port}, answer, app.stop
 

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 
 from engine.client import AsyncClient
-from loadtest.bench.child import Running, free_port, start, start_module
+from loadtest.bench.child import Running, start, start_module
 from loadtest.bench.engines import EngineSpec, Lora, on_cpu
+from loadtest.ports import free_port
 
 # What `vllm serve` runs; the command itself asks for a distribution called "vllm", and the CPU build has another name.
 _VLLM_SERVE = "vllm.entrypoints.openai.api_server"

@@ -17,13 +17,13 @@ from rich.table import Table
 
 from engine.client import AsyncClient
 from loadtest.bench import output
+from loadtest.bench.backends import LoraplexBackend
 from loadtest.bench.child import run_until_signal, start_module
 from loadtest.bench.engines import ATTENTION, EngineSpec, Lora
 from loadtest.bench.machine import machine
 from loadtest.bench.residency.chart import draw
 from loadtest.bench.residency.load import Group, Window, watch
 from loadtest.bench.residency.servers import RANK, folders, loraplex, name_of, publish
-from loadtest.targets import LoraplexTarget
 
 SLOTS, CALLERS = 8, 64
 CURVE = (4, 8, 10, 16, 32, 128, 1000)
@@ -70,7 +70,7 @@ class Run:
         self.found["cliff"] = points
 
     async def _point(self, client: AsyncClient, count: int) -> Window:
-        group = Group(LoraplexTarget(client), self.callers, self.names(count), exponent=1.0)
+        group = Group(LoraplexBackend(client), self.callers, self.names(count), exponent=1.0)
         (seen,) = await self.watch(group)
         return seen
 
@@ -99,9 +99,9 @@ class Run:
         async with AsyncExitStack() as stack:
             address = await stack.enter_async_context(loraplex(self.model, self.root, self.scratch, max_resident=2))
             await publish(address, made)
-            target = LoraplexTarget(await stack.enter_async_context(AsyncClient(address, timeout_s=600, retries=0)))
-            busy = Group(target, 16, self.names(2), answers=(8, 48))
-            third = Group(target, 1, self.names(3)[2:], answers=(8, 48))
+            backend = LoraplexBackend(await stack.enter_async_context(AsyncClient(address, timeout_s=600, retries=0)))
+            busy = Group(backend, 16, self.names(2), answers=(8, 48))
+            third = Group(backend, 1, self.names(3)[2:], answers=(8, 48))
             rounds = []
             for round_ in range(self.rounds):
                 with self.step(f"a third adapter for two slots, round {round_ + 1}"):
@@ -127,7 +127,7 @@ class Run:
             address = await stack.enter_async_context(loraplex(self.model, self.root, self.scratch, max_resident=SLOTS))
             await publish(address, made)
             client = await stack.enter_async_context(AsyncClient(address, timeout_s=600, retries=0))
-            running = Group(LoraplexTarget(client), 8, self.names(4), answers=(64, 64))
+            running = Group(LoraplexBackend(client), 8, self.names(4), answers=(64, 64))
             rounds = []
             for round_ in range(self.rounds):
                 with self.step(f"loads beside running requests, round {round_ + 1}"):
@@ -168,18 +168,18 @@ class Run:
         async with AsyncExitStack() as stack:
             address = await stack.enter_async_context(loraplex(self.model, self.root, self.scratch, max_resident=SLOTS))
             await publish(address, made)
-            targets = []
+            backends = []
             for number in range(5):
                 tenant = (("x-loraplex-tenant", f"tenant-{number}"),)
                 client = AsyncClient(address, timeout_s=600, retries=0, metadata=tenant)
-                targets.append(LoraplexTarget(await stack.enter_async_context(client)))
+                backends.append(LoraplexBackend(await stack.enter_async_context(client)))
             share = 7  # callers: five times as many fill the 32 places
             rounds = []
             for round_ in range(self.rounds):
                 with self.step(f"a tenant that sends ten times its share, round {round_ + 1}"):
                     before, after = [
                         # All callers begin at once: what counts is what becomes of it when that is over.
-                        (await self.watch(*_tenants(targets, self.names(5), share, times), settle=4))[1:]
+                        (await self.watch(*_tenants(backends, self.names(5), share, times), settle=4))[1:]
                         for times in (1, 10)
                     ]
                     p95 = [statistics.mean(seen.ttft(95) for seen in windows) for windows in (before, after)]
@@ -189,10 +189,10 @@ class Run:
         self.found["fairness"] = rounds
 
 
-def _tenants(targets: Sequence[LoraplexTarget], names: Sequence[str], share: int, times: int) -> list[Group]:
+def _tenants(backends: Sequence[LoraplexBackend], names: Sequence[str], share: int, times: int) -> list[Group]:
     return [
-        Group(target, share * (times if number == 0 else 1), [name])
-        for number, (target, name) in enumerate(zip(targets, names, strict=True))
+        Group(backend, share * (times if number == 0 else 1), [name])
+        for number, (backend, name) in enumerate(zip(backends, names, strict=True))
     ]
 
 

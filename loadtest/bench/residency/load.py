@@ -7,11 +7,12 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from loadtest.measures import Sample, percentile
-from loadtest.workload import WORDS, Request, Target
+from loadtest.bench.callers import Backend, Request, answer
+from loadtest.bench.samples import Sample, interpolated_percentile
+from loadtest.plan.prompts import random_prompt
 
 PROMPT_WORDS, ANSWER = 48, (8, 24)  # about what the adapters in examples/ are asked, and say
 
@@ -20,7 +21,7 @@ PROMPT_WORDS, ANSWER = 48, (8, 24)  # about what the adapters in examples/ are a
 class Group:
     """Callers who do the same: how many, whom they ask, and how popular each of those is (Zipf's exponent; 0: alike)."""
 
-    target: Target
+    backend: Backend
     callers: int
     adapters: Sequence[str]
     exponent: float = 0.0
@@ -33,7 +34,7 @@ class Group:
         weights = [1 / rank**self.exponent for rank in range(1, len(self.adapters) + 1)]
         while True:
             (adapter,) = rng.choices(self.adapters, weights)
-            prompt = " ".join(rng.choices(WORDS, k=self.prompt_words))
+            prompt = random_prompt(rng, self.prompt_words)
             yield Request(prompt, rng.randint(*self.answers), adapter)
 
 
@@ -54,11 +55,11 @@ class Window:
 
     def ttft(self, percent: int) -> float:
         """A percentile of the times to first token, in milliseconds."""
-        return percentile(self.ttfts, percent)
+        return interpolated_percentile(self.ttfts, percent)
 
     def gap(self, percent: int) -> float:
         """A percentile of the gaps between an answer's tokens, in milliseconds."""
-        return percentile(self.gaps, percent)
+        return interpolated_percentile(self.gaps, percent)
 
 
 def window(samples: Sequence[Sample], began: float, ended: float) -> Window:
@@ -85,7 +86,9 @@ async def calling(groups: Sequence[Group], seed: int) -> AsyncIterator[list[list
     async def call(group: Group, samples: list[Sample], number: int) -> None:
         for request in group.requests(seed * 10_007 + number):
             samples.append(sample := Sample())
-            await _answer(group.target, request, sample)
+            await answer(group.backend, request, sample)
+            if sample.error:
+                await asyncio.sleep(0.1)  # whoever refuses at once is not asked all the time
 
     tasks = [
         asyncio.create_task(call(group, samples, 1000 * which + number))
@@ -98,16 +101,6 @@ async def calling(groups: Sequence[Group], seed: int) -> AsyncIterator[list[list
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _answer(target: Target, request: Request, sample: Sample) -> None:
-    try:
-        async with aclosing(target.stream(request)) as messages:
-            async for count in messages:
-                sample.tokens(count)
-    except Exception as error:  # noqa: BLE001 - whatever went wrong is this request's outcome
-        sample.error = f"{type(error).__name__}: {error}"
-        await asyncio.sleep(0.1)  # whoever refuses at once is not asked all the time
 
 
 async def watch(

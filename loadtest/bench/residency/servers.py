@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 from engine.client import AsyncClient
 from loadtest.bench.adapters.weights import make_adapter
-from loadtest.bench.child import free_port, start
+from loadtest.bench.child import start
 from loadtest.bench.engines import tensor_shapes
+from loadtest.ports import free_port
 
 RANK, TARGETS = 8, ("q_proj", "v_proj")  # PEFT's usual layers: 0.9 MB an adapter of SmolLM2-135M
 _START_S = 300.0

@@ -8,52 +8,24 @@ A question is {"adapters": how many, "callers": ..., "exponent": ..., "settle_s"
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import uvloop
 
+from loadtest.bench.backends import InProcessBackend
 from loadtest.bench.child import Handler, Stop, serve
 from loadtest.bench.engines import EngineSpec, build, facts, stopping
 from loadtest.bench.residency.load import Group, watch
-from loadtest.workload import Request
-
-
-class VllmTarget:
-    """AsyncLLM; an adapter's name is its number."""
-
-    def __init__(self, llm: Any, folders: Sequence[str]) -> None:
-        self._llm = llm
-        self._folders = folders
-        self._sent = 0
-
-    async def stream(self, request: Request) -> AsyncGenerator[int, None]:
-        """Yield the tokens of each output."""
-        from vllm.lora.request import LoRARequest
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        self._sent += 1
-        number = int(request.adapter)
-        outputs = self._llm.generate(
-            request.prompt,
-            SamplingParams(
-                max_tokens=request.max_tokens, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-            ),
-            f"stock-{self._sent}",
-            lora_request=LoRARequest(f"adapter-{number}", number, self._folders[number - 1]),
-        )
-        async for output in outputs:
-            yield len(output.outputs[0].token_ids)
 
 
 async def prepare(arguments: dict[str, Any]) -> tuple[dict[str, Any], Handler, Stop]:
     """Start the engine; returns what it is, who answers, and how it stops."""
     llm = build(EngineSpec.from_json(arguments["engine"]))
-    target = VllmTarget(llm, arguments["adapters"])
+    backend = InProcessBackend(llm, arguments["adapters"])
 
     async def answer(question: dict[str, Any]) -> dict[str, Any]:
         names = [str(number) for number in range(1, question["adapters"] + 1)]
-        group = Group(target, question["callers"], names, question["exponent"])
+        group = Group(backend, question["callers"], names, question["exponent"])
         (seen,) = await watch([group], question["seconds"], question["settle_s"])
         return {
             "tokens_per_s": seen.tokens_per_s,

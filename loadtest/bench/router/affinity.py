@@ -18,20 +18,20 @@ from rich.table import Table
 
 from engine.client import AsyncClient
 from loadtest.bench import output
+from loadtest.bench.backends import LoraplexBackend
+from loadtest.bench.callers import Request
 from loadtest.bench.child import run_until_signal
 from loadtest.bench.machine import machine
 from loadtest.bench.residency.load import Group, watch
 from loadtest.bench.residency.servers import folders, loraplex, publish
 from loadtest.bench.router.process import NAME as ROUTER
 from loadtest.bench.router.process import start_router
-from loadtest.targets import LoraplexTarget
-from loadtest.workload import Request
 
 REPLICAS, SLOTS = 2, 8
 ROUND_ROBIN = "round-robin"
 
 
-class Counting(LoraplexTarget):
+class Counting(LoraplexBackend):
     """Asks `clients` in turn, and notes of each answer when it came and whether its adapter was resident."""
 
     def __init__(self, clients: Sequence[AsyncClient]) -> None:
@@ -98,13 +98,13 @@ async def contest(
             ]
         ways = {ROUND_ROBIN: Counting(direct), ROUTER: Counting([routed])}
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-        for round_, (name, target) in itertools.product(range(rounds), ways.items()):
+        for round_, (name, backend) in itertools.product(range(rounds), ways.items()):
             with step(f"{name}, round {round_ + 1} of {rounds}"):
-                group = Group(target, callers, [folder.name for folder in made], exponent=zipf)
+                group = Group(backend, callers, [folder.name for folder in made], exponent=zipf)
                 (seen,) = await watch([group], seconds, settle_s, seed=round_)
                 found[name].append(
                     {
-                        "hit_rate": target.hit_rate(seconds),
+                        "hit_rate": backend.hit_rate(seconds),
                         "ttft_p50_ms": seen.ttft(50),
                         "ttft_p95_ms": seen.ttft(95),
                         "tokens_per_s": seen.tokens_per_s,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.client import AsyncClient
-from loadtest.bench.child import Running, free_port, start
+from loadtest.bench.child import Running, start
+from loadtest.ports import free_port
 
 NAME = "loraplex router"
 

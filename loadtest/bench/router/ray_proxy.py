@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from engine.api.loraplex.v1 import generation_pb2
-from loadtest.bench.child import Handler, Stop, echo, free_port, serve
+from loadtest.bench.child import Handler, Stop, echo, serve
 from loadtest.bench.router.server import messages
+from loadtest.ports import free_port
 
 _ADDER = "engine.api.loraplex.v1.generation_pb2_grpc.add_GenerationServiceServicer_to_server"
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from engine.client import AsyncClient
+from loadtest.bench.callers import Request
 from loadtest.bench.router.affinity import ROUND_ROBIN, ROUTER, Counting, ratios
-from loadtest.workload import Request
 
 
 class Scripted:

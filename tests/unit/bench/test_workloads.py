@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadtest.bench.adapters.workloads import KINDS, Ask, Kind, Mix, Step, Workload, decode_rate, measure, measure_steps
-from loadtest.measures import Sample
+from loadtest.bench.samples import Sample
 
 
 @pytest.mark.parametrize("kind", KINDS)

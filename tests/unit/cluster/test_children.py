@@ -24,7 +24,7 @@ from engine.api.loraplex.v1 import engine_pb2
 from engine.client.testing import write_base
 from engine.cluster.ray import children
 from engine.cluster.ray.children import ChildDied, ServerChild
-from loadtest.bench.child import free_port
+from loadtest.ports import free_port
 from tests.unit.server.conftest import until
 
 _ROUTER = {"replicas": "127.0.0.1:1", "http_port": 0, "workers": 2}

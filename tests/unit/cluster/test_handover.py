@@ -18,7 +18,7 @@ from engine.cluster.ray.children import RouterChild
 from engine.cluster.router import ports
 from engine.config import RouterSettings, load
 from engine.errors import AddressInUse
-from loadtest.bench.child import free_port
+from loadtest.ports import free_port
 from tests.unit.cluster.load import Load
 from tests.unit.cluster.process import Process
 

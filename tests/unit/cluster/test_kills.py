@@ -15,7 +15,7 @@ import pytest
 
 from engine.client import AsyncClient
 from engine.client.testing import write_adapter, write_base
-from loadtest.bench.child import free_port
+from loadtest.ports import free_port
 from tests.unit.cluster.load import NAMES, Load
 from tests.unit.cluster.process import Process
 

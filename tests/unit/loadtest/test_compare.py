@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from loadtest.commands.compare import CompareOptions, compare
+from loadtest.commands.compare import CompareOptions, execute
 from loadtest.drive.case import run_case
 from loadtest.drive.openers import remote
 from loadtest.drive.records import Record, Status
@@ -98,7 +98,18 @@ def options(targets: list[str], **changes: Any) -> CompareOptions:
     """The command line for two servers that are there."""
     overrides = QUICK | changes.pop("overrides", {})
     return CompareOptions(
-        ["steady"], targets, None, [], "fake", "", "", True, overrides, 0, changes.pop("rounds", 3), 0.1
+        names=["steady"],
+        targets=targets,
+        serve=None,
+        adapters=[],
+        engine="fake",
+        peer="",
+        model="",
+        quick=True,
+        overrides=overrides,
+        workers=0,
+        rounds=changes.pop("rounds", 3),
+        tolerance=0.1,
     )
 
 
@@ -109,7 +120,7 @@ async def test_compare(scripted: ScriptedServer, tmp_path: Path) -> None:
     await slow.start()
     try:
         targets = [f"127.0.0.1:{server.port}" for server in (scripted, slow)]
-        assert await compare(options(targets), tmp_path / "a", as_json=False) is Exit.MISSED
+        assert await execute(options(targets), tmp_path / "a", as_json=False) is Exit.MISSED
         data = json.loads((tmp_path / "a" / "run.json").read_text())
         document.check(data)
         (ttft,) = [one for one in data["compare"]["ratios"] if one["measure"] == "TTFT p50"]
@@ -118,7 +129,7 @@ async def test_compare(scripted: ScriptedServer, tmp_path: Path) -> None:
         assert "TTFT p50" in (tmp_path / "a" / "summary.md").read_text()
         assert (tmp_path / "a" / "plots" / "ratios.png").is_file()
         slow.reset(Script(fault="wrong_adapter"))
-        assert await compare(options(targets, rounds=1), tmp_path / "b", as_json=False) is Exit.INCORRECT
+        assert await execute(options(targets, rounds=1), tmp_path / "b", as_json=False) is Exit.INCORRECT
         assert "answered wrongly" in compared.verdict(json.loads((tmp_path / "b" / "run.json").read_text()))
     finally:
         await slow.stop()
@@ -137,7 +148,7 @@ async def test_bad_usage(changes: dict[str, Any], said: str, tmp_path: Path) -> 
     from dataclasses import replace
 
     with pytest.raises(BadInput) as refused:
-        await compare(replace(options([]), **changes), tmp_path / "run", as_json=False)
+        await execute(replace(options([]), **changes), tmp_path / "run", as_json=False)
     assert said in f"{refused.value.message} {refused.value.fix}"
     assert not (tmp_path / "run").exists()
 

@@ -68,6 +68,12 @@ def test_one_token_answer_has_no_tpot() -> None:
     assert measures.good(measured, Good(tpot=0.01), set()).all()
 
 
+def test_answer_without_tokens_is_infinitely_slow() -> None:
+    """Whatever its status says, nothing came: it drops out of no latency."""
+    measured = measures.table([record(0, counts=())], 0.0, 0.0, 1.0)
+    assert measured.ttft[0] == measured.tpot[0] == math.inf
+
+
 def test_latency_is_from_the_schedule() -> None:
     """A request that the client sent late was waited for all the same."""
     measured = measures.table([record(0, first=1.0, sent=0.9)], 0.0, 0.0, 1.0)

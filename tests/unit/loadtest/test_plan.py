@@ -15,6 +15,7 @@ import yaml
 from loadtest.drive.fleet import fleet, own_adapters
 from loadtest.errors import BadInput
 from loadtest.plan import arrivals, popularity, requirements, schemas, tape, traces
+from loadtest.plan.prompts import prompt_of_row
 from loadtest.plan.requirements import Requirements
 from loadtest.plan.scenario import Scenario, Workload, cases, chosen, shipped
 from loadtest.plan.strict import checked
@@ -105,6 +106,12 @@ def test_tape_is_the_seed(tmp_path: Path) -> None:
     pq.write_table(longer, tmp_path / "forged.parquet")
     with pytest.raises(BadInput, match="changed"):
         tape.read(tmp_path / "forged.parquet")
+
+
+def test_a_row_always_asks_the_same() -> None:
+    """Runs of one tape on two days can be compared: a row's text is the seed's, whoever sends it."""
+    assert prompt_of_row(1, 2, 3) == "day year child"
+    assert len({prompt_of_row(1, row, 16) for row in range(1000)}) == 1000
 
 
 def test_burst_is_one_tenants() -> None:

@@ -127,7 +127,14 @@ async def test_guard_makes_the_run_invalid(scripted: ScriptedServer) -> None:
 
 def options(server: ScriptedServer, *names: str, workers: int = 0, **overrides: object) -> Options:
     """The command line for a scripted server."""
-    return Options(list(names), f"127.0.0.1:{server.port}", None, [], "fake", "", True, QUICK | overrides, workers)
+    return Options(
+        names=list(names),
+        target=f"127.0.0.1:{server.port}",
+        engine="fake",
+        quick=True,
+        overrides=QUICK | overrides,
+        workers=workers,
+    )
 
 
 async def test_report(scripted: ScriptedServer, tmp_path: Path) -> None:

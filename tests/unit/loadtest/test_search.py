@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from loadtest.cli import app
 from loadtest.commands.run import Options
-from loadtest.commands.search import Bounds, search
+from loadtest.commands.search import Bounds, execute
 from loadtest.drive.search import Ended, Found, Probe, Run, find, samples
 from loadtest.errors import BadInput, Exit
 from loadtest.judge.verdict import Verdict
@@ -133,14 +133,26 @@ def test_samples() -> None:
 def options(server: ScriptedServer, name: str = "smoke", **overrides: object) -> Options:
     """The command line for a scripted server."""
     quick = {"duration": 0.2, "warmup": 0, "drain": 1, "prompt": 4, "output": 4, "canary": 0, "arrival": "constant:200"}
-    return Options([name], f"127.0.0.1:{server.port}", None, [], "fake", "", True, quick | overrides, 0)
+    return Options(
+        names=[name],
+        target=f"127.0.0.1:{server.port}",
+        engine="fake",
+        quick=True,
+        overrides=quick | overrides,
+        workers=0,
+    )
 
 
 @pytest.mark.slow
 async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A budget that runs out leaves a report with the curve so far, and the replicas that it takes at least."""
     required = {"requirements": {"ttft": {"p50": "60s"}, "error_rate": None}}
-    code = await search(options(scripted, **required), Bounds(50, 0.05, 0.6, 3, 1000), tmp_path / "run", as_json=False)
+    code = await execute(
+        options(scripted, **required),
+        Bounds(start=50, tolerance=0.05, budget_s=0.6, times=3, wanted=1000),
+        tmp_path / "run",
+        as_json=False,
+    )
     data = json.loads((tmp_path / "run" / "run.json").read_text())
     document.check(data)
     assert code == data["exit"] == Exit.UNRESOLVED
@@ -154,14 +166,14 @@ async def test_search(scripted: ScriptedServer, tmp_path: Path) -> None:
 
 async def test_bad_searches(scripted: ScriptedServer, tmp_path: Path) -> None:
     """A search needs one case, something that a rate could miss, and a rate that can be changed."""
-    bounds = Bounds(0, 0.05, 1.0, 3, 0)
+    bounds = Bounds(start=0, tolerance=0.05, budget_s=1.0, times=3, wanted=0)
     for wrong, said in (
         (options(scripted, "cliff"), "has 3 cases"),
         (options(scripted, requirements={"error_rate": None}), "nothing is required"),
         (options(scripted, "trace", arrival="trace:x.csv"), "no other rate"),
     ):
         with pytest.raises(BadInput, match=said):
-            await search(wrong, bounds, tmp_path / "run", as_json=False)
+            await execute(wrong, bounds, tmp_path / "run", as_json=False)
 
 
 def test_nothing_was_probed() -> None:

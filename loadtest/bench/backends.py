@@ -1,18 +1,22 @@
-"""What load can be sent to: a Loraplex server, and, for comparison, vLLM's own OpenAI server and AsyncLLM in process."""
+"""Who can be asked: a Loraplex server, and, for comparison, vLLM's own OpenAI server and AsyncLLM in process.
+
+The load test's targets (drive/targets.py) keep the raw bytes and take them apart afterwards, so as to be fast; these here ask
+as an application would, and what its client costs is part of the figure.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
 
 from engine.client import AsyncClient, Chunk
-from loadtest.workload import Request
+from loadtest.bench.callers import Request
+from loadtest.drive.openai import sse
 
 
-class LoraplexTarget:
+class LoraplexBackend:
     """GenerateStream over gRPC."""
 
     def __init__(self, client: AsyncClient) -> None:
@@ -35,7 +39,7 @@ class LoraplexTarget:
             yield len(chunk.token_ids)
 
 
-class OpenAITarget:
+class OpenAIBackend:
     """/v1/completions of an OpenAI-compatible server, streamed as server-sent events."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
@@ -57,25 +61,31 @@ class OpenAITarget:
         async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.content:
-                if line.startswith(b"data: {"):
-                    choice = json.loads(line[6:])["choices"][0]
-                    yield len(choice.get("token_ids") or [])
+                if event := sse(line):
+                    yield len(event["choices"][0].get("token_ids") or [])
 
 
-class InProcessTarget:
-    """vLLM's AsyncLLM, called directly: what any front end can at best be."""
+class InProcessBackend:
+    """vLLM's AsyncLLM, called directly: what any front end can at best be. An adapter's name is its number in `folders`."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, folders: Sequence[str] = ()) -> None:
         self._llm = llm
-        self._number = 0
+        self._folders = folders
+        self._sent = 0
 
     async def stream(self, request: Request) -> AsyncGenerator[int, None]:
         """Yield the tokens of each output."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        self._number += 1
+        self._sent += 1
         sampling = SamplingParams(
             max_tokens=request.max_tokens, temperature=0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
         )
-        async for output in self._llm.generate(request.prompt, sampling, f"direct-{self._number}"):
+        lora = self._lora(int(request.adapter)) if request.adapter else None
+        async for output in self._llm.generate(request.prompt, sampling, f"direct-{self._sent}", lora_request=lora):
             yield len(output.outputs[0].token_ids)
+
+    def _lora(self, number: int) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(f"adapter-{number}", number, self._folders[number - 1])

@@ -9,28 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from loadtest.measures import Sample
-
-WORDS = [
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-]
+from loadtest.bench.samples import Sample
+from loadtest.plan.prompts import random_prompt
 
 
 @dataclass(frozen=True)
@@ -42,8 +22,8 @@ class Request:
     adapter: str = ""
 
 
-class Target(Protocol):
-    """Something that answers requests as a stream."""
+class Backend(Protocol):
+    """Something that answers requests as a stream; those there are: backends.py."""
 
     def stream(self, request: Request) -> AsyncGenerator[int, None]:
         """Yield the number of new tokens, message by message."""
@@ -62,7 +42,7 @@ def requests(
     rng, lengths = random.Random(seed), random.Random(count)
     return [
         Request(
-            " ".join(rng.choices(WORDS, k=prompt_words)),
+            random_prompt(rng, prompt_words),
             round(max_tokens * lengths.uniform(0.5, 1.5)),
             adapters[number % len(adapters)],
         )
@@ -71,7 +51,7 @@ def requests(
 
 
 async def run(
-    target: Target, work: Sequence[Request], concurrency: int, on_done: Callable[[], None] = lambda: None
+    backend: Backend, work: Sequence[Request], concurrency: int, on_done: Callable[[], None] = lambda: None
 ) -> list[Sample]:
     """Send all of `work` with `concurrency` callers; one sample each, failed ones included."""
     pending = iter(work)
@@ -79,7 +59,9 @@ async def run(
 
     async def caller() -> None:
         for request in pending:
-            samples.append(await _one(target, request))
+            sample = Sample()
+            await answer(backend, request, sample)
+            samples.append(sample)
             on_done()
 
     callers: list[Awaitable[None]] = [caller() for _ in range(concurrency)]
@@ -87,12 +69,11 @@ async def run(
     return samples
 
 
-async def _one(target: Target, request: Request) -> Sample:
-    sample = Sample()
+async def answer(backend: Backend, request: Request, sample: Sample) -> None:
+    """Ask once, and note in `sample` what comes, or how it failed."""
     try:
-        async with aclosing(target.stream(request)) as messages:
+        async with aclosing(backend.stream(request)) as messages:
             async for count in messages:
                 sample.tokens(count)
     except Exception as error:  # noqa: BLE001 - whatever went wrong is this request's outcome
         sample.error = f"{type(error).__name__}: {error}"
-    return sample

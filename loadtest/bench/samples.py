@@ -66,15 +66,18 @@ def summarize(samples: list[Sample]) -> Summary:
         failed=len(samples) - len(good),
         tokens=tokens,
         tokens_per_s=tokens / seconds,
-        ttft_p50_ms=percentile(ttfts, 50),
-        ttft_p99_ms=percentile(ttfts, 99),
-        itl_p50_ms=percentile(gaps, 50),
-        itl_p99_ms=percentile(gaps, 99),
+        ttft_p50_ms=interpolated_percentile(ttfts, 50),
+        ttft_p99_ms=interpolated_percentile(ttfts, 99),
+        itl_p50_ms=interpolated_percentile(gaps, 50),
+        itl_p99_ms=interpolated_percentile(gaps, 99),
     )
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """The value below which `percent` percent lie, interpolated; 0 when there are none."""
+def interpolated_percentile(values: list[float], percent: int) -> float:
+    """The value below which `percent` percent lie, between two values if need be; 0 when there are none.
+
+    The load test takes the nearest rank (judge/statistics.py), as it counts a failed request as infinitely slow.
+    """
     if len(values) < 2:
         return values[0] if values else 0.0
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
