@@ -10,32 +10,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
 import shutil
-import signal
 import socket
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import grpc
 import structlog
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
-from engine.api.loraplex.v1 import (
-    adapters_pb2,
-    adapters_pb2_grpc,
-    engine_pb2,
-    engine_pb2_grpc,
-    generation_pb2,
-    generation_pb2_grpc,
-)
+from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2_grpc, generation_pb2_grpc
 from engine.config import MEBIBYTE, Settings, parse_weights
-from engine.errors import AddressInUse
 from engine.registry.cache import LocalCopies
 from engine.registry.catalog import Catalog, InEngine
 from engine.registry.checks import Limits
@@ -58,37 +42,19 @@ from engine.server.adapters import AdapterService
 from engine.server.boundary import Boundary
 from engine.server.engine_info import EngineService
 from engine.server.generation import GenerationService
+from engine.server.grpc_server import Health, Running, listen, make_server
 from engine.server.http import SidePort
 from engine.server.identity import Identity
-from engine.server.identity.tls import Tls
 from engine.server.metrics import Metrics
 from engine.server.moves import Moves
+from engine.server.process_end import told_to_end
 from engine.server.tracing import tracing_of
 from engine.server.trials import Trials
-from engine.server.web.inprocess import InProcess
 from engine.server.web.site import Site
 
 log = structlog.get_logger(__name__)
 
-SERVICES = (
-    *generation_pb2.DESCRIPTOR.services_by_name.values(),
-    *adapters_pb2.DESCRIPTOR.services_by_name.values(),
-    *engine_pb2.DESCRIPTOR.services_by_name.values(),
-)
-END_WITH_PARENT = "LORAPLEX_END_WITH_PARENT"  # environment: the parent's process id
-_PARENT_S = 0.5  # between looks at it
 _HEALTH_S = 0.1  # between looks at the engine
-CONNECTIONS = (
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # A unary Generate sends nothing while it decodes; by default a client that pings meanwhile is sent away.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
-    # Beyond 1,000 calls (by default) that the event loop has not looked at yet, gRPC ends everybody's with CANCELLED. One
-    # caller who resets its calls as fast as it sends them would bring that about; ours is the bound that says UNAVAILABLE.
-    ("grpc.server.max_pending_requests", 16_384),
-    ("grpc.server.max_pending_requests_hard_limit", 32_768),
-)
 
 
 class App:
@@ -106,7 +72,7 @@ class App:
         )
         self.boundary = Boundary(self.metrics, settings.max_streams, self.identity)
         self.boundary.tracing = self.tracing = tracing_of(settings, "loraplex")
-        self.health = HealthServicer()
+        self.health = Health()
         self.interceptors: list[aio.ServerInterceptor] = [self.boundary]
         body = settings.max_message_mib * MEBIBYTE
         self.site = Site(self.interceptors, settings.host, body, settings.reports, self.identity)
@@ -129,9 +95,14 @@ class App:
         settings = self.settings
         check_base(settings.model)
         registry = Registry(Store.open(settings.registry))
-        self._server = self._make_server()
-        self._bind(self._server)
-        await self._set_health(serving=False)
+        self._server = make_server(
+            self.interceptors,
+            self.health,
+            max_message_mib=settings.max_message_mib,
+            reflected=settings.reflection,
+        )
+        self.port = listen(self._server, f"{settings.host}:{settings.port}", self.identity.tls)
+        await self.health.tell(serving=False)
         await self._server.start()
         self.http_port = await self.side_port.start(settings.host, settings.http_port)
         base, _ = await asyncio.gather(
@@ -145,7 +116,7 @@ class App:
         )  # fmt: skip
         self._tasks = [asyncio.create_task(each) for each in work]
         self.boundary.ready = True
-        await self._set_health(serving=True)
+        await self.health.tell(serving=True)
         seconds = round(time.monotonic() - started, 1)
         if settings.unprotected:
             log.warning("other machines reach this server unprotected: --allow-remote", missing=settings.unprotected)
@@ -155,7 +126,7 @@ class App:
         """Take no new work and wait for what is in flight, `drain_s` at most."""
         log.info("draining", running=self.admission.running, waiting=self.admission.waiting)
         self.admission.drain()
-        await self._set_health(serving=False)
+        await self.health.tell(serving=False)
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.admission.until_idle()
@@ -182,29 +153,8 @@ class App:
             shutil.rmtree(self._prepared, ignore_errors=True)
         log.info("stopped")
 
-    def _make_server(self) -> aio.Server:
-        settings = self.settings
-        limit = settings.max_message_mib * MEBIBYTE
-        options: Sequence[tuple[str, Any]] = (
-            ("grpc.so_reuseport", 0),  # by default a second server would take half of this one's connections
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", -1),
-            *CONNECTIONS,
-        )
-        server = aio.server(interceptors=self.interceptors, options=options)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        if settings.reflection:
-            names = [service.full_name for service in SERVICES]
-            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
-        return server
-
-    def _bind(self, server: aio.Server) -> None:
-        address = f"{self.settings.host}:{self.settings.port}"
-        self.port = listen(server, address, self.identity.tls)
-
     async def _add_services(self, registry: Registry, base: Base) -> None:
-        settings, server = self.settings, _Running(self._server, self.site.calls)
+        settings, server = self.settings, Running(self._server, self.site.calls)
         if settings.require_signature:
             check_key(settings.require_signature)
         self.catalog = Catalog(registry)
@@ -264,11 +214,6 @@ class App:
             observer=self.metrics,
         )
 
-    async def _set_health(self, *, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *(service.full_name for service in SERVICES)):
-            await self.health.set(name, status)
-
     async def _refresh(self) -> None:
         """Notice what other processes publish and promote."""
         while True:
@@ -283,38 +228,13 @@ class App:
             serving = self.engine.ready and not self.admission.draining
             if serving != said:
                 said = serving
-                await self._set_health(serving=serving)
+                await self.health.tell(serving=serving)
 
     def _alive(self) -> bool:
         return self._starting or self.engine.alive
 
     def _ready(self) -> bool:
         return self.boundary.ready and self.engine.ready and not self.admission.draining
-
-
-class _Running:
-    """Adds services to a server that runs already, which gRPC allows for generic handlers only; and to the HTTP site."""
-
-    def __init__(self, server: aio.Server | None, calls: InProcess) -> None:
-        self._server = server
-        self._calls = calls
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Add the service."""
-        self._calls.add_generic_rpc_handlers(handlers)
-        if self._server:
-            self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: object) -> None:
-        """A faster look-up that is closed once the server runs."""
-
-
-def listen(server: aio.Server, address: str, tls: Tls | None) -> int:
-    """Open a gRPC server's port, by TLS if there is any. Raises AddressInUse."""
-    try:
-        return server.add_secure_port(address, tls.credentials()) if tls else server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise AddressInUse(f"{address} (gRPC)") from error
 
 
 def _rules(settings: Settings, identity: Identity) -> Rules:
@@ -340,27 +260,20 @@ def make_engine(settings: Settings) -> Engine:
     return VllmEngine(settings, settings.model)
 
 
-async def set_with_parent(stopping: asyncio.Event) -> None:
-    """Set the event when the process that started this one is gone, if that asked for it (see END_WITH_PARENT)."""
-    parent = os.environ.get(END_WITH_PARENT, "")
-    while parent:
-        await asyncio.sleep(_PARENT_S)
-        if str(os.getppid()) != parent:
-            log.warning("the process that started this one is gone: draining")
-            stopping.set()
-            return
-
-
 async def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT, then drain and stop it. Raises what `App.start` raises."""
     app = App(settings)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    watching = asyncio.create_task(set_with_parent(stopping))
+    try:
+        with told_to_end() as ending:
+            await _start_and_wait(app, ending)
+    finally:
+        await app.stop()
+
+
+async def _start_and_wait(app: App, ending: asyncio.Event) -> None:
+    """Return when the process is to end, which may be before the server has started."""
     starting = asyncio.create_task(app.start())
-    waiting = asyncio.create_task(stopping.wait())
+    waiting = asyncio.create_task(ending.wait())
     try:
         await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -371,6 +284,4 @@ async def serve(settings: Settings) -> None:
     finally:
         starting.cancel()
         waiting.cancel()
-        watching.cancel()
-        await asyncio.gather(starting, waiting, watching, return_exceptions=True)
-        await app.stop()
+        await asyncio.gather(starting, waiting, return_exceptions=True)

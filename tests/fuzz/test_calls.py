@@ -14,7 +14,7 @@ from grpc import aio
 
 from engine.api.loraplex.v1 import engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc
 from engine.client.testing import FakeServer, fake_server
-from engine.server.app import SERVICES
+from engine.server.grpc_server import SERVICES
 from tests.fuzz.conftest import Dice
 from tests.fuzz.messages import random_message, spoilt
 from tests.unit.identity.conftest import Keys, make_keys

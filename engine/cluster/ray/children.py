@@ -23,7 +23,7 @@ import engine
 from engine.api.loraplex.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, engine_pb2_grpc
 from engine.client.credentials import Credentials
 from engine.cluster.router.workers import NOTIFY_SOCKET
-from engine.server.app import END_WITH_PARENT
+from engine.server.process_end import END_WITH_PARENT
 
 _LOOK_S = 0.2
 _OURS = str(Path(engine.__file__).parents[1])  # where the child finds this very package

@@ -6,13 +6,10 @@ import asyncio
 import socket
 import time
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import structlog
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2_grpc
 from engine.cluster.fleet import Access, Fleet, Source
@@ -24,8 +21,8 @@ from engine.cluster.router.metrics import RouterMetrics
 from engine.cluster.router.overview import Overview
 from engine.cluster.router.together import Pace
 from engine.config import MEBIBYTE, RouterSettings
-from engine.server.app import CONNECTIONS, SERVICES, listen
 from engine.server.boundary import Boundary
+from engine.server.grpc_server import Health, listen, make_server
 from engine.server.http import SidePort
 from engine.server.identity.tls import Tls
 from engine.server.tracing import tracing_of
@@ -48,7 +45,7 @@ class RouterApp:
         self.pace = Pace()
         self.boundary = Boundary(self.metrics, settings.max_streams)
         self.boundary.tracing = self.tracing = tracing_of(settings, "loraplex-router")
-        self.health = HealthServicer()
+        self.health = Health()
         self.interceptors: list[aio.ServerInterceptor] = [self.boundary]
         self.site = Site(self.interceptors, settings.host, settings.max_message_mib * MEBIBYTE)
         self.side_port = SidePort(
@@ -122,23 +119,18 @@ class RouterApp:
 
     def _make_server(self) -> aio.Server:
         settings = self.settings
-        options: list[tuple[str, Any]] = [
-            ("grpc.so_reuseport", int(settings.workers > 1 or settings.share_port)),
-            ("grpc.max_receive_message_length", settings.max_message_mib * MEBIBYTE),
-            ("grpc.max_send_message_length", -1),
-            *CONNECTIONS,
-        ]
-        server = aio.server(interceptors=self.interceptors, options=options)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        server = make_server(
+            self.interceptors,
+            self.health,
+            max_message_mib=settings.max_message_mib,
+            reflected=settings.reflection and not self._asks,
+            share_port=settings.workers > 1 or settings.share_port,
+        )
         forwarder = GenerationForwarder(self.fleet, self.metrics, self.pace, settings.give_up_s)
         for front in (server, self.site.calls):  # gRPC and HTTP
             front.add_generic_rpc_handlers((forwarder.handler(),))
             adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterFanOut(self.fleet), front)
             engine_pb2_grpc.add_EngineServiceServicer_to_server(Overview(self.fleet, ask=self._asks), front)
-        if settings.reflection and not self._asks:
-            names = [service.full_name for service in SERVICES]
-            health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
         return server
 
     @property
@@ -153,7 +145,4 @@ class RouterApp:
         self._telling = asyncio.ensure_future(self._tell())
 
     async def _tell(self) -> None:
-        ready = self._ready()
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *(service.full_name for service in SERVICES)):
-            await self.health.set(name, status)
+        await self.health.tell(serving=self._ready())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import socket
 from contextlib import suppress
 from multiprocessing.context import SpawnProcess
@@ -18,7 +17,7 @@ from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
 from engine.errors import BadConfiguration
 from engine.server import logs
-from engine.server.app import END_WITH_PARENT, set_with_parent
+from engine.server.process_end import END_WITH_PARENT, told_to_end
 
 log = structlog.get_logger(__name__)
 
@@ -50,16 +49,12 @@ def source_of(settings: RouterSettings) -> Source:
 async def serve(settings: RouterSettings) -> None:
     """Run one router in this process until SIGTERM or SIGINT."""
     app = RouterApp(settings, source_of(settings))
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    watching = asyncio.create_task(set_with_parent(stopping))
     try:
-        await app.start()
-        _tell_ready()
-        await stopping.wait()
+        with told_to_end() as ending:
+            await app.start()
+            _tell_ready()
+            await ending.wait()
     finally:
-        watching.cancel()
         await app.stop()
 
 
@@ -77,26 +72,22 @@ def _work(settings: RouterSettings) -> None:
 
 
 async def _supervise(settings: RouterSettings) -> None:
-    stopping = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
-    watching = asyncio.create_task(set_with_parent(stopping))
     # One port of /metrics for each: the first has the one that was asked for, the others those after it.
     own = [
         settings.model_copy(update={"http_port": settings.http_port + number if settings.http_port else 0})
         for number in range(settings.workers)
     ]
-    workers = [_started(one) for one in own]
-    while not stopping.is_set():
-        for number, worker in enumerate(workers):
-            if not worker.is_alive():
-                log.error("a router process has died and is started again", exitcode=worker.exitcode)
-                workers[number] = _started(own[number])
-        try:
-            await asyncio.wait_for(stopping.wait(), _LOOK_S)
-        except TimeoutError:
-            continue
-    watching.cancel()
+    with told_to_end() as ending:
+        workers = [_started(one) for one in own]
+        while not ending.is_set():
+            for number, worker in enumerate(workers):
+                if not worker.is_alive():
+                    log.error("a router process has died and is started again", exitcode=worker.exitcode)
+                    workers[number] = _started(own[number])
+            try:
+                await asyncio.wait_for(ending.wait(), _LOOK_S)
+            except TimeoutError:
+                continue
     for worker in workers:
         worker.terminate()
     for worker in workers:

@@ -17,7 +17,7 @@ from engine.api.loraplex.v1 import engine_pb2 as epb
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client.testing import FakeServer
 from engine.errors import AdapterNotFound, PermissionDenied
-from engine.server.app import SERVICES
+from engine.server.grpc_server import SERVICES
 from engine.server.identity.principal import Principal, Role
 from engine.server.identity.rights import NEEDS, PACKAGE, need_of
 from tests.unit.identity.conftest import Keys, token

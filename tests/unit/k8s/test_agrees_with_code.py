@@ -16,7 +16,7 @@ from engine.client import AsyncClient
 from engine.client.testing import FakeServer
 from engine.cluster.router.workers import source_of
 from engine.config import ClusterSettings, RouterSettings, Settings, load
-from engine.server.app import SERVICES
+from engine.server.grpc_server import SERVICES
 from tests.unit.k8s.exported import exported, selectors
 from tests.unit.k8s.manifests import OVERLAYS, ROOT, Document, Workload, of_kind, rendered, workloads
 

@@ -13,9 +13,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from engine.api.validate import validate_pb2
 from engine.server.adapters import AdapterService
-from engine.server.app import SERVICES
 from engine.server.engine_info import EngineService
 from engine.server.generation import GenerationService
+from engine.server.grpc_server import SERVICES
 
 HANDLERS = {kind.__name__: kind for kind in (GenerationService, AdapterService, EngineService)}
 METHODS = [method for service in SERVICES for method in service.methods]

@@ -27,7 +27,8 @@ from engine.client import AsyncClient
 from engine.client.testing import FakeServer, fake_server
 from engine.errors import AddressInUse, BaseModelIncomplete, BaseModelNotFound
 from engine.runtime.fake import FakeEngine
-from engine.server.app import SERVICES, App
+from engine.server.app import App
+from engine.server.grpc_server import SERVICES
 from engine.server.metrics import Labels
 from tests.unit.server.conftest import (
     Stubs,

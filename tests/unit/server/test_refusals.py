@@ -22,7 +22,8 @@ from engine.api.validate import validate_pb2
 from engine.client.testing import FakeServer, fake_server
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
-from engine.server.app import SERVICES, App
+from engine.server.app import App
+from engine.server.grpc_server import SERVICES
 from tests.unit.server.conftest import (
     Refusal,
     Stubs,
