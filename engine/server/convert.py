@@ -26,7 +26,7 @@ from engine.runtime.judgement import Tally
 from engine.runtime.recent import Recent
 from engine.runtime.requests import Answer, Begun, GenerationRequest, Prompt
 from engine.runtime.shadow import ShadowReport, Times
-from engine.server.boundary import traceparent
+from engine.server.call import traceparent
 from engine.server.caller import Caller
 
 _ROLES: dict[int, Literal["system", "user", "assistant"]] = {

@@ -12,7 +12,7 @@ from engine.config import MEBIBYTE, Settings
 from engine.registry.fingerprint import Base
 from engine.runtime.generator import Generator
 from engine.server.activity import Activity
-from engine.server.boundary import Context
+from engine.server.call import Context
 from engine.server.convert import duration
 from engine.server.identity import Role, principal
 from engine.server.metrics import Metrics

@@ -10,7 +10,7 @@ from engine.api.loraplex.v1 import generation_pb2_grpc
 from engine.runtime.engine import Delta
 from engine.runtime.generator import Generator
 from engine.server import convert
-from engine.server.boundary import Context, request_id
+from engine.server.call import Context, request_id
 from engine.server.caller import caller
 from engine.server.metrics import Metrics
 

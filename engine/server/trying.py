@@ -14,7 +14,7 @@ from engine.registry.registry import Registry
 from engine.runtime.residency import OnStage
 from engine.runtime.shadow import Shadows
 from engine.server import convert
-from engine.server.boundary import Context
+from engine.server.call import Context
 from engine.server.moves import Moves
 from engine.server.progress import reported
 from engine.server.trials import Trials

@@ -25,7 +25,7 @@ from engine.cluster.router.uploads import Upload
 from engine.errors import AdapterNotFound, NoReplica, NotAllowedNow, NotEverywhere
 from engine.registry.aliases import version_before
 from engine.registry.names import CANARY, CURRENT, SHADOW
-from engine.server.boundary import Context
+from engine.server.call import Context
 
 log = structlog.get_logger(__name__)
 

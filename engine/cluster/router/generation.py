@@ -26,7 +26,7 @@ from engine.cluster.router.sent import Sent
 from engine.cluster.router.together import Pace, together
 from engine.cluster.routing import Ask
 from engine.errors import EngineDied, NoReplica, StreamLost
-from engine.server.boundary import Context
+from engine.server.call import Context
 from engine.server.caller import caller
 from engine.server.validation import check
 

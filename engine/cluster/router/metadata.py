@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from engine.server.boundary import Context, request_id, traceparent
+from engine.server.call import Context, request_id, traceparent
 from engine.server.identity import FORWARDED_KEY
 
 _TRACE = "traceparent"

@@ -14,7 +14,7 @@ from engine.cluster.fleet import GET_ENGINE, Fleet
 from engine.cluster.router.activity import together
 from engine.cluster.router.metadata import passed_on
 from engine.errors import NoReplica
-from engine.server.boundary import Context
+from engine.server.call import Context
 
 _GET_ACTIVITY = "/loraplex.v1.EngineService/GetActivity"
 _GET_CALLER = "/loraplex.v1.EngineService/GetCaller"

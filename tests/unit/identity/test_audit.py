@@ -23,7 +23,7 @@ from engine.client import AsyncClient, Credentials, RequestError
 from engine.client.testing import write_adapter
 from engine.runtime.fake import FakeEngine
 from engine.server.app import App
-from engine.server.boundary import Call
+from engine.server.call import Call
 from engine.server.identity.audit import AuditLog
 from engine.server.identity.keys import new_key
 from engine.server.identity.tls import Tls
