@@ -1,6 +1,9 @@
-"""Our errors as gRPC statuses with google.rpc details."""
+"""Our errors as gRPC statuses with google.rpc details, and the details of a status that came back."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -54,6 +57,13 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     if isinstance(error, Unavailable):
         trailers.append((_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
     return tuple(trailers)
+
+
+def details_of(trailers: Any) -> Iterator[any_pb2.Any]:
+    """The packed google.rpc details in trailing metadata, or in none; nothing if it has no google.rpc.Status."""
+    for key, value in trailers or ():
+        if key == _DETAILS_KEY:
+            yield from status_pb2.Status.FromString(value).details
 
 
 def message_of(error: LoraplexError) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from enum import Enum, auto
 
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
 
 from engine.cluster.fleet import Fleet, Link
 from engine.cluster.routing import Ask
 from engine.errors import EngineDied, NoReplica
+from engine.server.status import details_of
 
-_STATUS_KEY = "grpc-status-details-bin"
 _MOST_BLAMED = 2  # failures for which replicas are blamed: who fails everywhere may be the reason for it
 _MOST_DEATHS = 2  # replicas that may die under a request: it may be what they die of
 _INNOCENT = 4  # messages from a replica, after which it is not the request that it dies of
@@ -58,11 +58,9 @@ _BROKEN_CONNECTION = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.U
 def error_info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """Reason and metadata of a replica's own error; empty when gRPC made it."""
     info = error_details_pb2.ErrorInfo()
-    for key, value in error.trailing_metadata() or ():
-        if key == _STATUS_KEY and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(info):
-                    return info
+    for detail in details_of(error.trailing_metadata()):
+        if detail.Unpack(info):
+            break
     return info
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc import aio
 
 from engine.errors import InvalidRequest, LoraplexError
-from engine.server.status import code_of, trailers_of
+from engine.server.status import code_of, details_of, trailers_of
 
-_DETAILS_KEY = "grpc-status-details-bin"
 # The mapping of https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 _HTTP = {
     "INVALID_ARGUMENT": 400,
@@ -72,10 +71,8 @@ class Refused(aio.AbortError):
 def read(code: grpc.StatusCode, message: str, trailers: Any) -> Refusal:
     """The refusal in a gRPC status and its trailing metadata."""
     refusal = Refusal(code.name, message, code.name)
-    for key, value in trailers or ():
-        if key == _DETAILS_KEY:
-            for detail in status_pb2.Status.FromString(value).details:
-                _add(refusal, detail)
+    for detail in details_of(trailers):
+        _add(refusal, detail)
     return refusal
 
 
