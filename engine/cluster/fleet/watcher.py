@@ -18,6 +18,7 @@ from grpc import StatusCode, aio
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.cluster.fleet.access import NO_ACCESS, Access
 from engine.cluster.fleet.link import Link
+from engine.cluster.fleet.replies import words
 from engine.cluster.fleet.sources import Source
 from engine.cluster.routing import Chooser, Replicas, Report
 
@@ -137,7 +138,7 @@ class Fleet:
             data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S, metadata=link.own)
         except aio.AioRpcError as error:
             if link.reachable or not link.silent:
-                log.warning("a replica does not say how it is", address=link.address, why=_words(error))
+                log.warning("a replica does not say how it is", address=link.address, why=words(error))
             link.reachable, link.problem = False, "it does not answer"
             link.silent += 1
             if link.silent == _GIVE_UP:
@@ -209,10 +210,6 @@ class Fleet:
         while True:
             await self.look(link)
             await asyncio.sleep(self._poll_s * random.uniform(0.8, 1.2))  # noqa: S311 - so that routers do not ask in step
-
-
-def _words(error: aio.AioRpcError) -> str:
-    return f"{error.code().name}, {error.details()}"
 
 
 def _problem(engine: engine_pb2.GetEngineResponse) -> str:

@@ -19,6 +19,7 @@ from grpc import StatusCode, aio
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.cluster.fleet import Fleet, Link
+from engine.cluster.fleet.replies import answer_or_error, as_it_came, words
 from engine.cluster.router.journey import Failure, error_info, judge
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
@@ -65,7 +66,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                         await self._tell_all(response.version.name)
                     yield response
             except aio.AioRpcError as error:
-                await _pass_on(error, context)
+                await context.abort(*as_it_came(error))
 
     async def SetAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Warm, then switch."""
@@ -169,7 +170,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
     async def _everywhere(self, method: str, request: Any, links: list[Link], what: str, context: Context) -> list[Any]:
         answers = await _answers(links, method, request, context)
         failures = {
-            link.address: _words(answer)
+            link.address: words(answer)
             for link, answer in zip(links, answers, strict=True)
             if isinstance(answer, aio.AioRpcError)
         }
@@ -194,7 +195,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                 return await link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata)
             except aio.AioRpcError as error:
                 if judge(error, error_info(error).reason) is not Failure.GONE:
-                    await _pass_on(error, context)
+                    await context.abort(*as_it_came(error))
                 self._fleet.failed(link, unreachable=True)
         raise NoReplica
 
@@ -207,7 +208,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             async for message in call:
                 yield message
         except aio.AioRpcError as error:
-            await _pass_on(error, context)
+            await context.abort(*as_it_came(error))
         finally:
             if call:
                 call.cancel()
@@ -295,33 +296,18 @@ def _progress(detail: str, fraction: float) -> pb.Progress:
 
 def _told(tasks: dict[Any, Link], error: aio.AioRpcError) -> dict[str, str]:
     """Which replica's call ended with this error, and why."""
-    return {link.address: _words(error) for task, link in tasks.items() if task.done() and task.exception() is error}
-
-
-def _words(error: aio.AioRpcError) -> str:
-    return f"{error.code().name}, {error.details()}"
+    return {link.address: words(error) for task, link in tasks.items() if task.done() and task.exception() is error}
 
 
 async def _answers(links: list[Link], method: str, request: Any, context: Context) -> list[Any]:
     """What each replica answers, or the error that it ends with."""
     metadata = passed_on(context)
-
-    async def answer(link: Link) -> Any:
-        try:
-            return await link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata)
-        except aio.AioRpcError as error:
-            return error
-
-    return await asyncio.gather(*map(answer, links))
+    calls = (link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata) for link in links)
+    return list(await asyncio.gather(*map(answer_or_error, calls)))
 
 
 async def _pass_on_denial(answers: list[Any], context: Context) -> None:
     """End the call with a replica's own status if that is about the caller, of whom every replica thinks the same."""
     for answer in answers:
         if isinstance(answer, aio.AioRpcError) and answer.code() in _ABOUT_CALLER:
-            await _pass_on(answer, context)
-
-
-async def _pass_on(error: aio.AioRpcError, context: Context) -> None:
-    """End the call with the replica's own status."""
-    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            await context.abort(*as_it_came(answer))

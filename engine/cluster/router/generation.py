@@ -19,6 +19,7 @@ from grpc import aio
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.cluster.fleet import Fleet, Link
+from engine.cluster.fleet.replies import as_it_came
 from engine.cluster.router.journey import Journey, Refusal
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.metrics import RouterMetrics
@@ -89,7 +90,7 @@ class GenerationForwarder:
                     self._fleet.generated(link, time.monotonic() - began)
                     return data + self._told(journey)
         except Refusal as refusal:
-            await context.abort(*_as_it_came(refusal))
+            await context.abort(*as_it_came(refusal.error))
             raise
 
     async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
@@ -104,7 +105,7 @@ class GenerationForwarder:
                 async for data in messages:
                     yield data
         except Refusal as refusal:
-            await context.abort(*_as_it_came(refusal))
+            await context.abort(*as_it_came(refusal.error))
         except (NoReplica, EngineDied) as error:
             if not sent.count:
                 raise
@@ -217,12 +218,6 @@ def _beginning(request: pb.GenerateRequest) -> str:
 def _timeout(journey: Journey) -> float | None:
     remaining = journey.remaining_s
     return None if remaining == float("inf") else max(0.0, remaining)
-
-
-def _as_it_came(refusal: Refusal) -> tuple[grpc.StatusCode, str, Any]:
-    """The replica's own status, message and details."""
-    error = refusal.error
-    return error.code(), error.details() or "", tuple(error.trailing_metadata() or ())
 
 
 def _read(kind: Any, data: bytes) -> Raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from importlib import metadata
 
 from grpc import aio
@@ -11,6 +11,7 @@ from grpc import aio
 from engine.api.loraplex.v1 import engine_pb2 as pb
 from engine.api.loraplex.v1 import engine_pb2_grpc
 from engine.cluster.fleet import GET_ENGINE, Fleet
+from engine.cluster.fleet.replies import answer_or_error, as_it_came
 from engine.cluster.router.activity import together
 from engine.cluster.router.metadata import passed_on
 from engine.errors import NoReplica
@@ -74,20 +75,12 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
         theirs = passed_on(context)
         links = self._fleet.usable()
         calls = (link.unary(method)(data, timeout=_TIMEOUT_S, metadata=theirs) for link in links)
-        answers = await asyncio.gather(*(_answer(call) for call in calls))
+        answers = await asyncio.gather(*map(answer_or_error, calls))
         good = [answer for answer in answers if isinstance(answer, bytes)]
         refused = [answer for answer in answers if isinstance(answer, aio.AioRpcError)]
         if refused and not good:
-            error = refused[0]
-            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            await context.abort(*as_it_came(refused[0]))
         return good
-
-
-async def _answer(call: Awaitable[bytes]) -> bytes | aio.AioRpcError:
-    try:
-        return await call
-    except aio.AioRpcError as error:
-        return error
 
 
 def _limits(engines: list[pb.GetEngineResponse]) -> pb.Limits:
