@@ -14,50 +14,77 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
-from grpc import StatusCode, aio
+from grpc import aio
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.cluster.fleet import Fleet, Link
-from engine.cluster.fleet.replies import answer_or_error, as_it_came, words
-from engine.cluster.router.journey import Failure, error_info, judge
+from engine.cluster.fleet.replies import as_it_came, words
+from engine.cluster.router.asking import LOAD_S, Asking, pass_on_denial
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
-from engine.errors import AdapterNotFound, NoReplica, NotAllowedNow, NotEverywhere
+from engine.errors import AdapterNotFound, NotAllowedNow, NotEverywhere
 from engine.registry.aliases import version_before
 from engine.registry.names import CANARY, CURRENT, SHADOW
 from engine.server.call import Context
 
 log = structlog.get_logger(__name__)
 
-_ABOUT_CALLER = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
-_LOAD_S = 120.0  # for loading and probing a version on one replica
+
+def _reads(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
+    """A method that any replica can answer."""
+
+    async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
+        return await self._asking.one(method, request, context)
+
+    return ask
+
+
+def _writes(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
+    """A method that any replica can do: the registry is shared. What may have changed is then made known to all."""
+
+    async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
+        response = await self._asking.one(method, request, context)
+        await self._tell_all(request.name)
+        return response
+
+    return ask
 
 
 class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
-    """Asks one replica, or all that it concerns. Methods that are not here read or write the registry: see `_simple`."""
+    """Asks one replica, or all that it concerns."""
+
+    ListAdapters = _reads("ListAdapters")
+    GetAdapter = _reads("GetAdapter")
+    ListEvaluations = _reads("ListEvaluations")
+    RecordEvaluation = _writes("RecordEvaluation")
+    RemoveAlias = _writes("RemoveAlias")
+    EndCanary = _writes("EndCanary")
+    EndShadow = _writes("EndShadow")
+    DeleteVersion = _writes("DeleteVersion")
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._asking = Asking(fleet)
 
     async def GetCanaryReport(self, request: Any, context: Context) -> Any:
         """Of the replica that has seen most of it: each judges by itself."""
-        return await self._most("GetCanaryReport", request, context, lambda report: report.canary_side.requests)
+        return await self._asking.most("GetCanaryReport", request, context, lambda report: report.canary_side.requests)
 
     async def GetShadowReport(self, request: Any, context: Context) -> Any:
         """Of the replica that has seen most of it."""
-        return await self._most("GetShadowReport", request, context, lambda report: report.drawn)
+        return await self._asking.most("GetShadowReport", request, context, lambda report: report.drawn)
 
     async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """One replica's watch; it ends if that replica does, as changes may be missed then."""
-        async for message in self._stream("WatchAdapters", request, context):
+        async for message in self._asking.stream("WatchAdapters", request, context):
             yield message
 
     async def PublishAdapter(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """To one replica of the base that it names, or else of the fleet's main one; then known to all."""
         first = await anext(requests, None)
         header = first.header if first else pb.PublishHeader()
-        link = self._any(header.base_fingerprint or next(iter(self._fleet.replicas.bases()), ""))
+        link = self._asking.least_busy(header.base_fingerprint or next(iter(self._fleet.replicas.bases()), ""))
         channel = self._fleet.access.upload_channel(link.address)
         async with Upload(channel, _again(first, requests), passed_on(context)) as responses:
             try:
@@ -76,7 +103,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def RollbackAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Warm what the alias named before, then switch back, unless it has moved meanwhile: nobody warmed that."""
-        found = await self._one("GetAdapter", pb.GetAdapterRequest(name=request.name), context)
+        found = await self._asking.one("GetAdapter", pb.GetAdapterRequest(name=request.name), context)
         alias = request.alias or CURRENT
         version = _before(found, alias)
         request.expected_version = request.expected_version or found.adapter.aliases.get(alias, "")
@@ -99,7 +126,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         """Load and probe on every replica."""
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
-        links = self._of(manifest)
+        links = self._asking.serving(manifest)
         async for progress in self._warm(manifest, links, "nothing else has changed", context):
             yield pb.PreloadAdapterResponse(progress=progress)
         yield pb.PreloadAdapterResponse(version=manifest)
@@ -109,7 +136,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"{'pin' if request.pinned else 'unpin'} {manifest.name}@{manifest.version}"
-        answers = await self._everywhere("PinAdapter", request, self._of(manifest), what, context)
+        answers = await self._asking.everywhere("PinAdapter", request, self._asking.serving(manifest), what, context)
         return answers[0]
 
     async def UnloadAdapter(self, request: Any, context: Context) -> Any:
@@ -117,18 +144,18 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"unload {manifest.name}@{manifest.version}"
-        answers = await self._everywhere("UnloadAdapter", request, self._of(manifest), what, context)
+        answers = await self._asking.everywhere("UnloadAdapter", request, self._asking.serving(manifest), what, context)
         return pb.UnloadAdapterResponse(was_resident=any(answer.was_resident for answer in answers))
 
     async def _move(
         self, method: str, request: Any, manifest: Any, context: Context, response: Any
     ) -> AsyncIterator[Any]:
         """Warm `manifest` where it will be asked for, then have one of those replicas move the alias."""
-        links = await self._asked_for(manifest) if manifest else [self._any()]
+        links = await self._asked_for(manifest) if manifest else [self._asking.least_busy()]
         if manifest:
             async for progress in self._warm(manifest, links, "the alias has not moved", context):
                 yield response(progress=progress)
-        async for message in self._stream(method, request, context, links[0]):
+        async for message in self._asking.stream(method, request, context, links[0]):
             if message.HasField("change"):
                 await self._tell_all(request.name)
             if not message.HasField("progress") or message.progress.stage == "switching":
@@ -143,7 +170,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         metadata = passed_on(context)
 
         async def preload(link: Link) -> None:
-            async for _ in link.adapter_call("PreloadAdapter", request, timeout=_LOAD_S, metadata=metadata):
+            async for _ in link.adapter_call("PreloadAdapter", request, timeout=LOAD_S, metadata=metadata):
                 pass
 
         tasks = {asyncio.create_task(preload(link)): link for link in links}
@@ -164,58 +191,12 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if failures:
-            await _pass_on_denial(errors, context)
+            await pass_on_denial(errors, context)
             raise NotEverywhere(f"load {ref}", done, failures, outcome)
-
-    async def _everywhere(self, method: str, request: Any, links: list[Link], what: str, context: Context) -> list[Any]:
-        answers = await _answers(links, method, request, context)
-        failures = {
-            link.address: words(answer)
-            for link, answer in zip(links, answers, strict=True)
-            if isinstance(answer, aio.AioRpcError)
-        }
-        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
-        if failures:
-            await _pass_on_denial(answers, context)
-            raise NotEverywhere(what, len(good), failures, "and it stands there")
-        return good
-
-    async def _most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
-        """The answer of the replica that has seen most; if all refuse, why."""
-        answers = await _answers(self._fleet.usable(), method, request, context)
-        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
-        return max(good, key=seen) if good else await self._one(method, request, context)
-
-    async def _one(self, method: str, request: Any, context: Context) -> Any:
-        """Any replica's answer; the next one's if that cannot be reached."""
-        metadata = passed_on(context)
-        links = self._fleet.usable()
-        for link in links:
-            try:
-                return await link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata)
-            except aio.AioRpcError as error:
-                if judge(error, error_info(error).reason) is not Failure.GONE:
-                    await context.abort(*as_it_came(error))
-                self._fleet.failed(link, unreachable=True)
-        raise NoReplica
-
-    async def _stream(
-        self, method: str, request: Any, context: Context, link: Link | None = None
-    ) -> AsyncIterator[Any]:
-        call = None
-        try:
-            call = (link or self._any()).adapter_call(method, request, metadata=passed_on(context))
-            async for message in call:
-                yield message
-        except aio.AioRpcError as error:
-            await context.abort(*as_it_came(error))
-        finally:
-            if call:
-                call.cancel()
 
     async def _version(self, name: str, version: str, context: Context) -> Any:
         """A version, or what an alias names (empty: `current`), as its manifest says."""
-        found = await self._one("GetAdapter", pb.GetAdapterRequest(name=name), context)
+        found = await self._asking.one("GetAdapter", pb.GetAdapterRequest(name=name), context)
         wanted = found.adapter.aliases.get(version or CURRENT, version)
         manifest = next((one for one in found.versions if one.version == wanted), None)
         if manifest is None:
@@ -232,45 +213,13 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         if late:
             log.warning("replicas that will notice a change by themselves", adapter=name, replicas=late)
 
-    def _any(self, base: str = "") -> Link:
-        """The least busy replica of a base, or of all if it has none: that one says what is wrong. Raises NoReplica."""
-        links = self._with_base(base) or self._fleet.usable()
-        if not links:
-            raise NoReplica
-        return min(links, key=lambda link: link.replica.active)
-
-    def _with_base(self, base: str) -> list[Link]:
-        return [link for link in self._fleet.usable() if link.replica.report.base == base]
-
-    def _of(self, manifest: Any) -> list[Link]:
-        """The replicas of the version's base. Raises NoReplica."""
-        links = self._with_base(manifest.base_fingerprint)
-        if not links:
-            raise NoReplica(manifest.base_fingerprint)
-        return links
-
     async def _asked_for(self, manifest: Any) -> list[Link]:
         """Where requests for the version will go: who holds any version of it at this moment, and who is preferred."""
         await asyncio.gather(*map(self._fleet.look, self._fleet.usable()))
         owners = {one.id for one in self._fleet.chooser.owners(manifest.name, manifest.base_fingerprint)}
-        return [one for one in self._of(manifest) if one.replica.holds(manifest.name) or one.address in owners]
-
-
-def _simple(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
-    """A method that any replica can answer; what it may have changed is made known to all."""
-
-    async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
-        response = await self._one(method, request, context)
-        if not method.startswith(("List", "Get")):
-            await self._tell_all(request.name)
-        return response
-
-    return ask
-
-
-for _method in pb.DESCRIPTOR.services_by_name["AdapterService"].methods_by_name:
-    if _method not in vars(AdapterFanOut):
-        setattr(AdapterFanOut, _method, _simple(_method))
+        return [
+            one for one in self._asking.serving(manifest) if one.replica.holds(manifest.name) or one.address in owners
+        ]
 
 
 async def _again(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -297,17 +246,3 @@ def _progress(detail: str, fraction: float) -> pb.Progress:
 def _told(tasks: dict[Any, Link], error: aio.AioRpcError) -> dict[str, str]:
     """Which replica's call ended with this error, and why."""
     return {link.address: words(error) for task, link in tasks.items() if task.done() and task.exception() is error}
-
-
-async def _answers(links: list[Link], method: str, request: Any, context: Context) -> list[Any]:
-    """What each replica answers, or the error that it ends with."""
-    metadata = passed_on(context)
-    calls = (link.adapter_call(method, request, timeout=_LOAD_S, metadata=metadata) for link in links)
-    return list(await asyncio.gather(*map(answer_or_error, calls)))
-
-
-async def _pass_on_denial(answers: list[Any], context: Context) -> None:
-    """End the call with a replica's own status if that is about the caller, of whom every replica thinks the same."""
-    for answer in answers:
-        if isinstance(answer, aio.AioRpcError) and answer.code() in _ABOUT_CALLER:
-            await context.abort(*as_it_came(answer))

@@ -20,9 +20,17 @@ from engine.client import Aborted, AsyncClient
 from engine.client.testing import write_adapter
 from engine.cluster.fleet import watcher
 from engine.cluster.router.adapters import AdapterFanOut
+from engine.cluster.router.overview import Overview
 from engine.server import boundary, engine_info
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
+
+
+@pytest.mark.parametrize(("proto", "service"), [(adapters_pb2, AdapterFanOut), (engine_pb2, Overview)])
+def test_whom_each_rpc_asks_is_a_decision(proto: Any, service: type) -> None:
+    """The router says of each RPC by its name who answers it: a new one gets no such answer by itself."""
+    (described,) = proto.DESCRIPTOR.services_by_name.values()
+    assert {name for name in vars(service) if name[0].isupper()} == {method.name for method in described.methods}
 
 
 async def test_same_contract(start: StartCluster) -> None:

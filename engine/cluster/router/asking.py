@@ -1,0 +1,103 @@
+"""How the replicas are asked about adapters: one, one of a base, the one that has seen most, or all of several."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from grpc import StatusCode, aio
+
+from engine.cluster.fleet import Fleet, Link
+from engine.cluster.fleet.replies import answer_or_error, as_it_came, words
+from engine.cluster.router.journey import Failure, error_info, judge
+from engine.cluster.router.metadata import passed_on
+from engine.errors import NoReplica, NotEverywhere
+from engine.server.call import Context
+
+LOAD_S = 120.0  # for loading and probing a version on one replica
+_ABOUT_CALLER = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+
+
+class Asking:
+    """Calls replicas on a caller's behalf. What a replica refuses ends the caller's own call, with its status as it came."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def one(self, method: str, request: Any, context: Context) -> Any:
+        """Any replica's answer; the next one's if that cannot be reached. Raises NoReplica."""
+        metadata = passed_on(context)
+        links = self._fleet.usable()
+        for link in links:
+            try:
+                return await link.adapter_call(method, request, timeout=LOAD_S, metadata=metadata)
+            except aio.AioRpcError as error:
+                if judge(error, error_info(error).reason) is not Failure.GONE:
+                    await context.abort(*as_it_came(error))
+                self._fleet.failed(link, unreachable=True)
+        raise NoReplica
+
+    async def stream(self, method: str, request: Any, context: Context, link: Link | None = None) -> AsyncIterator[Any]:
+        """What one replica has to say: this one, or the least busy."""
+        call = None
+        try:
+            call = (link or self.least_busy()).adapter_call(method, request, metadata=passed_on(context))
+            async for message in call:
+                yield message
+        except aio.AioRpcError as error:
+            await context.abort(*as_it_came(error))
+        finally:
+            if call:
+                call.cancel()
+
+    async def most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
+        """The answer of the replica that has seen most; if all refuse, why."""
+        answers = await _answers(self._fleet.usable(), method, request, context)
+        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
+        return max(good, key=seen) if good else await self.one(method, request, context)
+
+    async def everywhere(self, method: str, request: Any, links: list[Link], what: str, context: Context) -> list[Any]:
+        """What all of these answer. Raises NotEverywhere if some refuse, unless it is the caller whom they refuse."""
+        answers = await _answers(links, method, request, context)
+        failures = {
+            link.address: words(answer)
+            for link, answer in zip(links, answers, strict=True)
+            if isinstance(answer, aio.AioRpcError)
+        }
+        good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
+        if failures:
+            await pass_on_denial(answers, context)
+            raise NotEverywhere(what, len(good), failures, "and it stands there")
+        return good
+
+    def least_busy(self, base: str = "") -> Link:
+        """The least busy replica of a base, or of all if it has none: that one says what is wrong. Raises NoReplica."""
+        links = self._with_base(base) or self._fleet.usable()
+        if not links:
+            raise NoReplica
+        return min(links, key=lambda link: link.replica.active)
+
+    def serving(self, manifest: Any) -> list[Link]:
+        """The replicas that can serve a version: those of its base. Raises NoReplica."""
+        links = self._with_base(manifest.base_fingerprint)
+        if not links:
+            raise NoReplica(manifest.base_fingerprint)
+        return links
+
+    def _with_base(self, base: str) -> list[Link]:
+        return [link for link in self._fleet.usable() if link.replica.report.base == base]
+
+
+async def _answers(links: list[Link], method: str, request: Any, context: Context) -> list[Any]:
+    """What each replica answers, or the error that it ends with."""
+    metadata = passed_on(context)
+    calls = (link.adapter_call(method, request, timeout=LOAD_S, metadata=metadata) for link in links)
+    return list(await asyncio.gather(*map(answer_or_error, calls)))
+
+
+async def pass_on_denial(answers: list[Any], context: Context) -> None:
+    """End the call with a replica's own status if that is about the caller, of whom every replica thinks the same."""
+    for answer in answers:
+        if isinstance(answer, aio.AioRpcError) and answer.code() in _ABOUT_CALLER:
+            await context.abort(*as_it_came(answer))
