@@ -486,3 +486,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadConfiguration(f"{file} must hold keys and values, one `name: value` a line")
     return {str(key): value for key, value in content.items()}
+
+
+def read_named(file: Path) -> bytes:
+    """The contents of a file that a setting names. Raises BadConfiguration."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadConfiguration(f"{file.name} cannot be read: {error.strerror}") from error

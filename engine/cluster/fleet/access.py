@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 from grpc import aio
 
-from engine.config import RouterSettings
-from engine.errors import BadConfiguration
+from engine.config import RouterSettings, read_named
 
 OPTIONS = (
     ("grpc.enable_retries", 0),  # the router retries, elsewhere
@@ -39,9 +37,9 @@ class Access:
     def of(cls, settings: RouterSettings) -> Access:
         """What the settings say. Raises BadConfiguration for a file that cannot be read."""
         files = (settings.replica_tls_ca, settings.replica_tls_key, settings.replica_tls_certificate)
-        ca, key, certificate = (_read(file) if file else None for file in files)
+        ca, key, certificate = (read_named(file) if file else None for file in files)
         tls = grpc.ssl_channel_credentials(ca, key, certificate) if ca else None
-        own = _read(settings.replica_key_file).decode().strip() if settings.replica_key_file else ""
+        own = read_named(settings.replica_key_file).decode().strip() if settings.replica_key_file else ""
         return cls(tls, settings.replica_tls_name, (("authorization", f"Bearer {own}"),) if own else ())
 
     def channel(self, address: str) -> aio.Channel:
@@ -57,13 +55,6 @@ class Access:
 
     def _named(self) -> tuple[tuple[str, str], ...]:
         return (("grpc.ssl_target_name_override", self.tls_name),) if self.tls_name else ()
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BadConfiguration(f"{file.name} cannot be read: {error.strerror}") from error
 
 
 NO_ACCESS = Access()

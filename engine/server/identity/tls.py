@@ -16,6 +16,7 @@ from typing import NoReturn, Protocol
 
 import grpc
 
+from engine.config import read_named
 from engine.errors import BadConfiguration
 from engine.server.identity.certificates import check_authorities, check_pair
 from engine.server.identity.follow import LOOK_S, Followed
@@ -84,9 +85,9 @@ class Tls:
         connection.context = self.files.value.context
 
     def _read(self) -> _Material:
-        certificate, key = _bytes(self._certificate), _bytes(self._key)
+        certificate, key = read_named(self._certificate), read_named(self._key)
         ends = check_pair(certificate, key)
-        authorities = _bytes(self._client_ca) if self._client_ca else None
+        authorities = read_named(self._client_ca) if self._client_ca else None
         if authorities is not None:
             check_authorities(authorities)
         try:
@@ -103,10 +104,3 @@ class Tls:
             context.load_verify_locations(self._client_ca)
             context.verify_mode = ssl.CERT_OPTIONAL
         return context
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadConfiguration(f"{path.name} cannot be read: {error.strerror}") from error
