@@ -17,7 +17,7 @@ from engine.registry.manifest import AliasChange, Manifest
 from engine.registry.names import AdapterRef, nearest
 from engine.registry.reader import Reader, read_all
 from engine.registry.shadow import Shadow, shadow_now
-from engine.registry.subscription import AliasMoved_, Deleted, Event, InEngine, Published, Subscription
+from engine.registry.subscription import AliasChanged, Deleted, Event, InEngine, Published, Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -222,14 +222,14 @@ def _changes(before: Mapping[str, AdapterView], after: Mapping[str, AdapterView]
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, AdapterView(name)), after.get(name, AdapterView(name))
         events += [Published(new.manifests[version]) for version in new.manifests if version not in old.manifests]
-        events += [AliasMoved_(name, change) for change in new.history[len(old.history) :]]
+        events += [AliasChanged(name, change) for change in new.history[len(old.history) :]]
         events += [Deleted(name, version) for version in old.manifests if version not in new.manifests]
     return events
 
 
 __all__ = [
     "AdapterView",
-    "AliasMoved_",
+    "AliasChanged",
     "Catalog",
     "Deleted",
     "Event",

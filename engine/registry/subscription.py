@@ -22,7 +22,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class AliasMoved_:  # noqa: N801 - engine.errors has an AliasMoved
+class AliasChanged:
     """An alias moved or was removed."""
 
     name: str
@@ -49,7 +49,7 @@ class InEngine:
     seconds: float = 0.0
 
 
-Event = Published | AliasMoved_ | Deleted | InEngine
+Event = Published | AliasChanged | Deleted | InEngine
 
 
 class Subscription:

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from engine.api.loraplex.v1 import engine_pb2 as pb
 from engine.errors import Overloaded
-from engine.registry.catalog import AliasMoved_, Catalog, Deleted, Event, InEngine, Published
+from engine.registry.catalog import AliasChanged, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.manifest import AliasChange
 from engine.runtime.admission.tenants import ANSWER_TOKEN_COST, PROMPT_TOKEN_COST
 from engine.runtime.recent import Recent
@@ -184,7 +184,7 @@ def _told(event: Event) -> tuple[str, str, str]:
             return manifest.name, "published", manifest.ref
         case Deleted(name=name, version=version):
             return name, "deleted", f"{name}@{version}"
-        case AliasMoved_(name=name, change=change):
+        case AliasChanged(name=name, change=change):
             return name, "alias", _move(name, change)
         case InEngine(change="loaded", manifest=manifest, seconds=seconds):
             return manifest.name, "loaded", f"{manifest.ref} in {seconds:.2f} s"

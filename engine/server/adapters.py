@@ -1,4 +1,4 @@
-"""AdapterService: publish, look, promote, roll back, load, delete, watch. What tries a version out is in trying.py."""
+"""AdapterService: publish, look, promote, roll back, load, delete, watch. Trying a version out is in trial_methods.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
 from engine.errors import AliasMoved, InvalidRequest, Overloaded, QuotaExceeded
 from engine.registry.aliases import version_before
-from engine.registry.catalog import AdapterView, AliasMoved_, Catalog, Deleted, Event, InEngine, Published
+from engine.registry.catalog import AdapterView, AliasChanged, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.checks import Limits, check_adapter
 from engine.registry.fingerprint import Base
 from engine.registry.manifest import Manifest
@@ -30,14 +30,14 @@ from engine.server.call import Context
 from engine.server.identity import principal
 from engine.server.moves import Moves
 from engine.server.progress import progress, reported
+from engine.server.trial_methods import TrialMethods
 from engine.server.trials import Trials
-from engine.server.trying import Trying
 from engine.server.uploads import Upload, private_folder
 
 _UPLOAD_S = 5.0  # when to try again: nobody knows when one ends
 
 
-class AdapterService(Trying, adapters_pb2_grpc.AdapterServiceServicer):
+class AdapterService(TrialMethods, adapters_pb2_grpc.AdapterServiceServicer):
     """Everything about adapters but answering with them."""
 
     def __init__(
@@ -253,7 +253,7 @@ def _watched(change: Event) -> pb.WatchAdaptersResponse:
     match change:
         case Published(manifest=manifest):
             return pb.WatchAdaptersResponse(name=manifest.name, published=convert.version(manifest))
-        case AliasMoved_(name=name, change=entry):
+        case AliasChanged(name=name, change=entry):
             return pb.WatchAdaptersResponse(name=name, alias_changed=convert.alias_change(entry))
         case Deleted(name=name, version=version):
             return pb.WatchAdaptersResponse(name=name, deleted_version=version)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from engine.errors import AdapterNotFound, CorruptVersion, Overloaded, RegistryUnavailable
-from engine.registry.catalog import AliasMoved_, Catalog, Deleted, Published, Subscription
+from engine.registry.catalog import AliasChanged, Catalog, Deleted, Published, Subscription
 from engine.registry.layout import MANIFEST, alias_file, version_file
 from engine.registry.names import AdapterRef
 from engine.registry.reader import read_all
@@ -78,9 +78,9 @@ async def test_changes_are_announced_once(registry: Registry, make_checked: Make
         moves = await registry.history("support")
         assert await waiting(listener) == [
             Published(first),
-            AliasMoved_("support", moves[0]),
+            AliasChanged("support", moves[0]),
             Published(second),
-            AliasMoved_("support", moves[1]),
+            AliasChanged("support", moves[1]),
             Deleted("support", "v1"),
         ]
 
@@ -106,7 +106,7 @@ async def test_a_slow_refresh_does_not_undo_a_later_one(registry: Registry, stor
         await publish(registry, make_checked)
         await asyncio.gather(slow, catalog.refresh())
         assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
-        assert [type(event) for event in await waiting(listener)] == [Published, AliasMoved_]
+        assert [type(event) for event in await waiting(listener)] == [Published, AliasChanged]
 
 
 async def test_names_resolve_from_memory(registry: Registry, store: CountingStore, make_checked: Make) -> None:
@@ -161,7 +161,7 @@ async def test_an_outage_in_the_middle_changes_nothing(
         store.unreadable = False
         await catalog.refresh()
         assert catalog.resolve(AdapterRef.parse("support")) == second
-        assert [type(event) for event in await waiting(listener)] == [Published, AliasMoved_]
+        assert [type(event) for event in await waiting(listener)] == [Published, AliasChanged]
 
 
 async def test_a_corrupt_version_hides_nothing_else(registry: Registry, store: Store, make_checked: Make) -> None:
@@ -248,7 +248,7 @@ async def test_a_move_that_one_listing_lacks(registry: Registry, store: Counting
             assert isinstance(view.last_error, CorruptVersion)
             store.passes_over = None
             await view.refresh()
-            told = [event for event in await waiting(listener) if isinstance(event, AliasMoved_)]
+            told = [event for event in await waiting(listener) if isinstance(event, AliasChanged)]
         assert [event.change for event in told][-2:] == [second, third]
         assert view.adapter("support").history == (first, second, third)
         assert view.resolve(AdapterRef.parse("support")).version == "v3"

@@ -20,7 +20,7 @@ from engine.server.progress import reported
 from engine.server.trials import Trials
 
 
-class Trying:
+class TrialMethods:
     """The methods of AdapterService about canaries and shadows."""
 
     def __init__(self, registry: Registry, catalog: Catalog, moves: Moves, trials: Trials, shadows: Shadows) -> None:
