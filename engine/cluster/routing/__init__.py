@@ -4,6 +4,7 @@ rendezvous.py  an order of preference among the replicas for each adapter, that 
 replicas.py    what a router knows of a replica, and of the whole fleet
 costs.py       what a choice costs, in seconds until the first token
 choice.py      the choice itself: the cheapest of the preferred ones that are not overloaded
+warming.py     what a new replica loads before it takes requests
 """
 
 from engine.cluster.routing.choice import Ask, Chooser

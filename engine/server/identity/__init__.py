@@ -2,6 +2,7 @@
 
 identity.py      puts it together: a call's credentials in, a principal out; the policy's file followed as it changes
 policy.py        the policy file: tenants, credentials, rights, limits
+example.py       the one that `loraplex policy init` writes
 principal.py     a caller and its rights
 rights.py        which role each method needs, and which adapter a message is about
 keys.py, tokens.py, certificates.py   the three kinds of credentials
