@@ -194,7 +194,7 @@ def test_watch(server: FakeServer) -> None:
     """A watch prints what happens, in order, and ends when told."""
     later = threading.Timer(0.5, lambda: server.publish("watched"))
     later.start()
-    seen = call("adapters", "watch", "watched", "--for", "1.5", "--server", server.target, "--json")
+    seen = call("adapters", "watch", "watched", "--for", "4", "--server", server.target, "--json")
     later.join()
     assert seen.code == 0
     first, *events = [json.loads(line) for line in seen.out.splitlines()]
