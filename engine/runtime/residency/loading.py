@@ -22,7 +22,7 @@ class Loader:
     def __init__(self, engine: Engine, memory: HostMemory, timeout_s: float) -> None:
         self.engine = engine
         self._memory = memory
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._probe = Probe(engine)
         self._probed: set[str] = set()  # digests; what is in a version never changes, so once is enough
         self._ids = itertools.count(1)  # never reused: the engine answers by this id, whatever the name says
@@ -45,7 +45,7 @@ class Loader:
     async def in_time(self, manifest: Manifest) -> AsyncIterator[None]:
         """Have the version's files within the load timeout; raises RegistryUnavailable."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 yield
         except TimeoutError as error:
             raise RegistryUnavailable(f"fetching {manifest.ref}", "it took too long") from error

@@ -88,7 +88,6 @@ class Residency:
         self.on_change: Callable[[], None] = lambda: None  # called when `claimed` changes
         self.on_full: Callable[[], None] = lambda: None  # called when a version waits for a slot
         self.on_event: Callable[[InEngine], None] = lambda _: None  # told of loads, evictions and quarantines
-        self._load_timeout_s = load_timeout_s
         self._observer = observer
         self._loader = Loader(engine, memory, load_timeout_s)
         self._slots: SlotTable[Resident] = SlotTable(capacity, rates, memory.expected)
@@ -297,7 +296,7 @@ class Residency:
         """A slot for the version, evicting another one if need be."""
         self.check_base(manifest)
         try:
-            async with asyncio.timeout(self._load_timeout_s), self._room:
+            async with asyncio.timeout(self._loader.timeout_s), self._room:
                 while True:
                     if present := self._residents.get(manifest.digest):
                         return present

@@ -369,7 +369,7 @@ async def test_slow_registry(world: World, three: list[Manifest], monkeypatch: p
         patch.setattr(world.registry, "fetch", hang)
         with pytest.raises(RegistryUnavailable, match="took too long"):
             await residency.preload(three[0])
-    residency._load_timeout_s = 30.0  # this machine may be busy
+    residency._loader.timeout_s = 30.0  # this machine may be busy
     await residency.preload(three[1])
 
 

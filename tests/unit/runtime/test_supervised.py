@@ -314,7 +314,7 @@ async def test_an_adapter_whose_files_do_not_come(
     shutil.rmtree(resident.adapter.folder)
     with monkeypatch.context() as patch:
         patch.setattr(world.registry, "fetch", hang)
-        patch.setattr(generator.residency, "_load_timeout_s", 0.05)
+        patch.setattr(generator.residency._loader, "timeout_s", 0.05)
         mortal.die()
         await until(lambda: mortal.starts == 2 and engine.ready)
     assert generator.residency.residents() == []
