@@ -43,7 +43,7 @@ def train(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FOLDER", envvar="LORAPLEX_MODEL", help="Another base.", show_default=False),
+        typer.Option("--model", metavar="FOLDER", help="Another base than the recipe's.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -176,7 +176,8 @@ def _dry_run(file: Path, given: dict[str, Any], *, as_json: bool) -> None:
     with output.spinner("checking recipe, base and rows"):
         tokenizer = tokenizer_of(recipe)
         found = plan(recipe, tokenizer)
-    output.emit(plan_data(found), as_json, lambda: plan_view(found, tokenizer))
+        data = plan_data(found)
+    output.emit(data, as_json, lambda: plan_view(found, tokenizer))
 
 
 def _begun(file: Path, given: dict[str, Any], runs: Path) -> RunFolder:
@@ -188,7 +189,8 @@ def _begun(file: Path, given: dict[str, Any], runs: Path) -> RunFolder:
     recipe = load_recipe(file, given)
     with output.spinner("checking recipe, base and rows"):
         found = plan(recipe)
-    output.note(needs_line(found))
+        needs = needs_line(found)
+    output.note(needs)
     for line in output.warnings(found.warnings):
         output.err.print(line)
     runs.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     needs = plan.estimate
     return {
         "name": plan.recipe.name,
+        "base": {"name": plan.base.name, "fingerprint": plan.base.fingerprint},
         "rows": len(plan.examples),
         "held_out_rows": len(plan.held_out),
         "steps": plan.steps,
@@ -39,14 +40,19 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 
 def needs_line(plan: Plan) -> str:
-    """What trains, and what it takes, in a line."""
+    """What trains on which base, and what it takes, in a line."""
     needs = plan.estimate
     share = needs.trainable / (needs.parameters + needs.trainable)
     return (
-        f"{len(plan.examples)} rows, {len(plan.held_out)} held out; {needs.trainable:,} parameters train, {share:.2%} of all; "
+        f"base {_base(plan)}; {len(plan.examples)} rows, {len(plan.held_out)} held out; "
+        f"{needs.trainable:,} parameters train, {share:.2%} of all; "
         f"about {output.size(needs.total)} of memory (base {output.size(needs.weights)}, "
         f"adapter and optimiser {output.size(needs.adapter)}, activations {output.size(needs.activations)})"
     )
+
+
+def _base(plan: Plan) -> str:
+    return f"{plan.base.name} {plan.base.fingerprint[:19]}"
 
 
 def plan_view(plan: Plan, tokenizer: Any) -> Iterator[RenderableType]:
@@ -56,6 +62,7 @@ def plan_view(plan: Plan, tokenizer: Any) -> Iterator[RenderableType]:
     yield output.facts(
         [
             ("recipe", Text(f"{recipe.name}, {recipe.method}", "bold")),
+            ("base", _base(plan)),
             ("rows", f"{len(plan.examples)} trained on, {len(plan.held_out)} held out"),
             ("steps", f"{plan.steps} of {every} rows: {plan.steps * every / len(plan.examples):.1f} times through the data"),
             ("adapter", f"rank {recipe.lora.rank}, alpha {recipe.lora.scaled_by:g}, on {' '.join(plan.targets)}"),

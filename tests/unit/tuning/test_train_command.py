@@ -9,10 +9,12 @@ import pytest
 
 from engine.client.testing import fake_server
 from engine.errors import TrainingFailed
+from engine.registry.fingerprint import read_base
 from engine.tuning import training
 from engine.tuning.recipe import load_recipe
 from engine.tuning.run_folder import RunFolder
 from tests.unit.cli.calls import call
+from tests.unit.tuning.tiny import write_base
 
 
 def result(folder: RunFolder, exact: float = 0.9) -> dict[str, Any]:
@@ -58,6 +60,21 @@ def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, tr
     assert "about" in shown.out
     assert trained == []
     assert call("train", recipe_file, "--dry-run", "--json").json["rows"] == 32
+
+
+def test_the_base_is_that_of_the_recipe_and_is_named(
+    recipe_file: Path, base: Path, trained: list[RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the server's variable says; only --model gives another one."""
+    monkeypatch.setenv("LORAPLEX_MODEL", str(tmp_path / "the server's"))
+    named = f"tiny {read_base(base).fingerprint[:19]}"
+    assert f"base         {named}" in call("train", recipe_file, "--dry-run").out
+    assert call("train", recipe_file, "--dry-run", "--json").json["base"]["fingerprint"] == read_base(base).fingerprint
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs")
+    assert f"base {named}; 32 rows" in shown.err
+    other = write_base(tmp_path / "other", seed=3)
+    assert "base         other sha256:" in call("train", recipe_file, "--dry-run", "--model", other).out
+    assert [folder.recipe().base for folder in trained] == [str(base)]
 
 
 @pytest.mark.parametrize(
