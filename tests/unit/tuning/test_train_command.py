@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,11 +159,72 @@ def test_a_score_is_told_though_publishing_fails(recipe_file: Path, trained: lis
     assert len(trained) == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("--dry-run",), ("--set", "rank=2"), ("--model", "elsewhere"), ("--sweep", "rank=2,4")]
+)
+def test_a_resumed_run_keeps_to_its_recipe(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """What it cannot heed is refused by its name, instead of trained without."""
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    shown = call("train", "--resume", folder.path, *words)
+    assert (shown.code, f"leave out {words[0]}" in shown.err) == (2, True)
+    assert trained == []
+
+
+@pytest.mark.parametrize("words", [("--dry-run",), ("--out", "copy")])
+def test_a_sweep_refuses_what_it_would_not_heed(
+    recipe_file: Path, trained: list[RunFolder], words: tuple[str, ...]
+) -> None:
+    """It trains, and it copies nothing."""
+    shown = call("train", recipe_file, "--sweep", "rank=2,4", *words)
+    assert (shown.code, f"leave out {words[0]}" in shown.err) == (2, True)
+    assert trained == []
+
+
+def test_a_folder_that_holds_no_adapter_is_refused_before_anything_is_trained(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path
+) -> None:
+    """Neither replaced, nor found out after hours."""
+    (tmp_path / "mine").mkdir()
+    shown = call("train", recipe_file, "--out", tmp_path / "mine")
+    assert (shown.code, "is no adapter's folder" in shown.err) == (2, True)
+    assert trained == []
+
+
+def test_a_score_is_told_though_the_copy_fails(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
+    """Here a file lies where a folder must be."""
+    (tmp_path / "file").write_text("")
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--out", tmp_path / "file" / "copy")
+    assert shown.code == 1
+    assert "25% right of 8" in shown.out
+    assert len(trained) == 1
+
+
 def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
     """One run for each value."""
     shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8", "--json")
     assert [(run["value"], run["evaluation"]["adapter"]) for run in shown.json["runs"]] == [(2, 0.125), (8, 0.5)]
     assert [folder.recipe().lora.rank for folder in trained] == [2, 8]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(recipe_file: Path, tmp_path: Path) -> None:
+    """Else both would write its metrics and checkpoints."""
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    with folder.locked():
+        shown = call("train", "--resume", folder.path)
+    assert (shown.code, "another process is training this run" in shown.err) == (1, True)
+    assert not (folder.path / "metrics.jsonl").exists()
+
+
+def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_it_is_trained(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its own checkpoints take."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs")
+    assert (shown.code, "checkpoints takes about" in shown.err) == (1, True)
+    assert trained == []
 
 
 def test_a_killed_process_is_told_with_how_to_go_on(
