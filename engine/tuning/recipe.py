@@ -16,7 +16,7 @@ from rapidfuzz import process
 from engine.config import load_settings, read_yaml, without_nul
 from engine.errors import BadConfiguration, InvalidRecipe
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class _Section(BaseModel):
@@ -70,14 +70,14 @@ class Training(_Section):
     """Steps, batches, optimiser. A step learns from `batch_size` times `accumulation` rows."""
 
     steps: Positive | None = None
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
     batch_size: Positive = 8
     accumulation: Positive = 1
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
