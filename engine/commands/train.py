@@ -288,7 +288,8 @@ def _sweep(file: Path, given: dict[str, Any], text: str, runs: Path, *, as_json:
         for value in choices:
             output.note(f"{key} = {value}")
             folder = _begun(file, given | {key: value}, runs)
-            results.append({"value": value, "folder": str(folder.path), **_run(folder)["run"]})
+            result = _run(folder)
+            results.append({"value": value, "folder": str(folder.path), **result["run"], "notes": result["notes"]})
     finally:  # those that were trained are told, also if a later one fails
         if results:
             output.emit({"key": key, "runs": results}, as_json, lambda: sweep_view(key, results))

@@ -177,7 +177,7 @@ def result_view(folder: RunFolder, data: dict[str, Any]) -> Iterator[RenderableT
 
 
 def sweep_view(key: str, results: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
-    """A sweep's runs side by side, the best one marked."""
+    """A sweep's runs side by side, the best one marked, and what each run advises."""
     best = max(results, key=lambda run: (run["evaluation"]["adapter"], -run["evaluation"]["loss"]))
     made = output.table(key, "held-out", "95 %", "held-out loss", "loss", "time", "run", title="sweep")
     for run in results:
@@ -188,3 +188,5 @@ def sweep_view(key: str, results: Sequence[dict[str, Any]]) -> Iterator[Renderab
             f"{run['final_loss']:.4f}", output.seconds(run["seconds"]), run["folder"], style="bold" if run is best else "",
         )  # fmt: skip
     yield made
+    for run in results:
+        yield from output.warnings(f"{key} = {run['value']}: {text}" for text in [*run["notes"], *run["advice"]])

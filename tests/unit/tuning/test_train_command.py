@@ -25,8 +25,8 @@ def result(folder: RunFolder, exact: float = 0.9) -> dict[str, Any]:
     evaluation = {"metric": "exact match", "rows": 8, "adapter": exact, "interval": [0.5, 1.0], "base": 0.0,
                   "base_begins_right": 0.1, "loss": 1 - exact, "precision": "full"}  # fmt: skip
     run = {"recipe": {"name": recipe.name}, "steps": 8, "seconds": 1.0, "final_loss": 0.5, "tokens_per_second": 100,
-           "peak_bytes": 10**9, "evaluation": evaluation}  # fmt: skip
-    return {"run": run, "advice": ["try more"], "notes": [], "adapter": str(folder.adapter)}
+           "peak_bytes": 10**9, "evaluation": evaluation, "advice": ["try more"]}  # fmt: skip
+    return {"run": run, "advice": ["try more"], "notes": ["it is padded"], "adapter": str(folder.adapter)}
 
 
 @pytest.fixture
@@ -206,6 +206,10 @@ def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], 
     shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8", "--json")
     assert [(run["value"], run["evaluation"]["adapter"]) for run in shown.json["runs"]] == [(2, 0.125), (8, 0.5)]
     assert [folder.recipe().lora.rank for folder in trained] == [2, 8]
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8").out
+    assert all(
+        f"warning: lora.rank = {rank}: {said}" in shown for rank in (2, 8) for said in ("try more", "it is padded")
+    )
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(recipe_file: Path, tmp_path: Path) -> None:
