@@ -126,8 +126,8 @@ class Recipe(_Section):
 def load_recipe(file: Path, changes: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe, with `changes` by dotted key, such as {"lora.rank": 8}; raises InvalidRecipe naming the key."""
     recipe = parse_recipe(written_recipe(file, changes))
-    anchored = {"base": _anchored(recipe.base, file.parent), "data": _anchor(recipe.data, file.parent)}
-    return recipe.model_copy(update=anchored)
+    places = {"base": anchored(recipe.base, file.parent), "data": _anchor(recipe.data, file.parent)}
+    return recipe.model_copy(update=places)
 
 
 def written_recipe(file: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -200,15 +200,16 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def _anchored(path: str, folder: Path) -> str:
+def anchored(path: str, folder: Path) -> str:
+    """A recipe's path, seen from the folder that the recipe is in; URLs and data sets stay as they are."""
     if "://" in path or path.startswith("datasets:"):
         return path
     return str((folder / path).resolve())
 
 
 def _anchor(data: Data, folder: Path) -> Data:
-    held_out = _anchored(data.held_out, folder) if isinstance(data.held_out, str) else data.held_out
-    return data.model_copy(update={"train": _anchored(data.train, folder), "held_out": held_out})
+    held_out = anchored(data.held_out, folder) if isinstance(data.held_out, str) else data.held_out
+    return data.model_copy(update={"train": anchored(data.train, folder), "held_out": held_out})
 
 
 TEMPLATE = """\
