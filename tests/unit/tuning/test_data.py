@@ -33,6 +33,12 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"
         ({"messages": [*CHAT, {"role": "system", "content": "x"}, *CHAT]}, "may only come first"),
         ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "is empty"),
         ({"messages": [{"role": "user"}]}, "no object with role and content"),
+        ("[" * 100_000, "not JSON"),
+        (r'{"prompt": "x", "completion": "\ud83d"}', "half of a surrogate pair"),
+        (r'{"messages": [{"role": "user", "content": "\ude00"}]}', "half of a surrogate pair"),
+        ({"messages": CHAT, "tools": [{"name": "f"}]}, "its tools would not be learnt from"),
+        ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{}]}]}, "message 2 has 'tool_calls'"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "message 2 has 'weight'"),
     ],
 )
 def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
@@ -45,6 +51,23 @@ def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str)
     ((number, reason),) = caught.value.rows
     assert number == 3
     assert said in reason
+
+
+def test_keys_without_a_value_and_notes_of_the_author_are_no_matter(tmp_path: Path) -> None:
+    """Exports of whole tables have empty columns, and names of sources."""
+    turns = [{**turn, "tool_calls": None, "weight": None} for turn in CHAT]
+    row = {"messages": turns, "tools": [], "source": "tickets", "note": "\ud83d"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert read_rows(str(tmp_path / "rows.jsonl")).rows[0].messages == tuple(CHAT)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """As some editors and spreadsheets write it."""
+    text = json.dumps({"prompt": "a", "completion": "b"})
+    (tmp_path / "plain.jsonl").write_text(text)
+    (tmp_path / "marked.jsonl").write_text(text, encoding="utf-8-sig")
+    plain, marked = (read_rows(str(tmp_path / f"{name}.jsonl")) for name in ("plain", "marked"))
+    assert (plain.rows, plain.digest) == (marked.rows, marked.digest)
 
 
 def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
