@@ -72,7 +72,7 @@ async def _evaluate(
     from engine.tuning.evaluation import BASE, evaluate
 
     async with connect(server) as client:
-        backend = ServerBackend(client.adapters)
+        backend = ServerBackend(client)
         versions = [await find(backend, ref) for ref in refs]
         who = [f"{version.name}@{version.version}" for version in versions]
         if not alone:

@@ -57,6 +57,7 @@ async def evaluate(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
         "engine": served.engine,
+        "dtype": served.compute_dtype,
         "max_tokens": options.max_tokens,
         "stop": list(options.stop),
         "seconds": round(seconds, 2),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.client import AsyncClient
-from engine.client.testing import FakeServer
+from engine.client.testing import FakeServer, fake_server
 from engine.commands.backends import connect
 from engine.errors import AdapterNotFound
 from tests.unit.cli.calls import call
@@ -65,6 +65,22 @@ def test_a_promotion_that_requires_a_score_is_refused_without_it(server: FakeSer
         "worse than gated@v2"
         in call("adapters", "promote", "gated@v3", "--require", "not worse than current", *where).err
     )
+
+
+def test_a_score_counts_on_servers_of_its_precision(server: FakeServer, suite: Path) -> None:
+    """What computes in 16 bits answers otherwise than what computes in 32, though it serves the same weights."""
+    for _ in range(2):
+        server.publish("rounded")
+    assert call("eval", "rounded@v2", suite, "--server", server.target, "--json").json["dtype"] == "float32"
+    with fake_server(dtype="float16", registry=server.app.settings.registry) as other:
+        promote = ("adapters", "promote", "rounded@v2", "--require", "accuracy>=0.5", "--server", other.target)
+        refused = call(*promote)
+        assert (refused.code, "evaluated in float32 only, and this server computes in float16" in refused.err) == (
+            1,
+            True,
+        )
+        call("eval", "rounded@v2", suite, "--server", other.target)
+        assert call(*promote).code == 0
 
 
 def test_a_requirement_that_does_not_parse_is_refused(server: FakeServer) -> None:

@@ -39,7 +39,7 @@ async def test_same_contract(start: StartCluster) -> None:
         assert messages[-1].failovers == answer.failovers == 0
         assert (await stubs.generation.CountTokens(pb.CountTokensRequest(text="hello"))).prompt_tokens == 5
         engine = await stubs.engine.GetEngine(engine_pb2.GetEngineRequest())
-        assert engine.engine == "2 of 2 replicas: fake"
+        assert (engine.engine, engine.compute_dtype) == ("2 of 2 replicas: fake", "float32")
         assert engine.limits.max_running == 2 * cluster.apps[0].settings.max_running
         health = health_pb2_grpc.HealthStub(stubs.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING

@@ -240,3 +240,33 @@ def test_a_score_taken_on_another_base_does_not_count() -> None:
     """However good: another base or precision is another model."""
     (found,) = failures(parse("accuracy>=0.5"), "support@v2", "", [record(v2=1.0)], [], "sha256:other")
     assert "evaluated on another base only (tiny, bfloat16)" in found
+
+
+@pytest.mark.parametrize(
+    ("measured", "serving", "said"),
+    [
+        (["float32"], "bfloat16", "was evaluated in float32 only, and this server computes in bfloat16: loraplex eval"),
+        (["bfloat16", "float32"], "bfloat16", None),
+        (["float32"], "", None),
+        ([None], "bfloat16", None),
+        ([""], "bfloat16", None),
+    ],
+    ids=["another", "an-earlier-one", "unknown-server", "old-record", "old-server"],
+)
+def test_a_score_counts_in_the_precision_that_it_was_computed_in(
+    measured: list[str | None], serving: str, said: str | None
+) -> None:
+    """Weights are the same whatever the engine computes in, and answers are not; what does not say it counts as before."""
+    records = [record(v2=0.9) | ({} if dtype is None else {"dtype": dtype}) for dtype in measured]
+    found = failures(parse("accuracy>=0.5"), "support@v2", "", records, [], "sha256:base", serving)
+    assert (found == []) == (said is None)
+    assert said is None or said in found[0]
+
+
+def test_a_rivals_score_in_another_precision_is_none() -> None:
+    """It has to be measured here, too."""
+    others = [record(v1=0.1) | {"dtype": "float32"}]
+    records = [record(v2=0.9) | {"dtype": "bfloat16"}]
+    wanted = parse("not worse than current")
+    (found,) = failures(wanted, "support@v2", "support@v1", records, others, "sha256:base", "bfloat16")
+    assert "support@v1 was not evaluated" in found
