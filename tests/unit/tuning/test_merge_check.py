@@ -25,11 +25,13 @@ def test_the_comparison_holds_few_logits(base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(merge_check, "_PLACES", 8)
     held = [*logits_of(model, texts)]
     assert [len(one) for one in held] == [4, 3]
+    monkeypatch.setattr(merge_check, "_PLACES_OF_ONE", 2)
+    assert [len(one) for one in logits_of(model, texts)] == [2, 2]
     assert all(torch.allclose(one, all_[-4:], atol=1e-5) for one, all_ in zip(held, whole, strict=True))
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def found() -> Iterator[torch.Tensor]:
-        for one in held:
+        for one in held * 2:
             gc.collect()
             assert sum(ref() is not None for ref in alive) <= 1  # the one before, until it is replaced
             other = one + 0.1 * torch.randn_like(one)
@@ -37,7 +39,7 @@ def test_the_comparison_holds_few_logits(base: Path, monkeypatch: pytest.MonkeyP
             yield other
             del other
 
-    assert likeness(held, found()).kl > 0
+    assert likeness(held * 2, found()).kl > 0
 
 
 def test_likeness_weighs_every_place_alike(tmp_path: Path) -> None:
