@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, time
+from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidRecipe, InvalidRows
@@ -52,7 +54,7 @@ class Rows:
 
 
 def read_rows(source: str) -> Rows:
-    """Read a file, an fsspec URL or `datasets:NAME[:SPLIT]`.
+    """Read a file, an fsspec URL or `datasets:NAME[:SPLIT]`; a dataset's configuration is `datasets:OWNER/NAME/CONFIG[:SPLIT]`.
 
     Raises InvalidRecipe when it cannot be opened, and InvalidRows naming each bad row with its reason.
     """
@@ -98,8 +100,30 @@ def _dataset_text(source: str) -> str:
         fix = "pip install datasets, or save the rows as JSONL."
         raise InvalidRecipe("data", "rows from the Hub need the package datasets", fix=fix) from error
     name, _, split = source.removeprefix(_DATASETS).partition(":")
-    rows = load_dataset(name, split=split or "train")
-    return "\n".join(json.dumps(dict(row), ensure_ascii=False, sort_keys=True) for row in rows)
+    config = None
+    if name.count("/") == 2 and not Path(name).exists():  # a name on the Hub has one at most
+        name, _, config = name.rpartition("/")
+    try:
+        rows = load_dataset(name, config, split=split or "train")
+        return "\n".join(_json_line(row, number, source) for number, row in enumerate(rows, 1))
+    except InvalidRows:
+        raise
+    except Exception as error:  # it raises whatever its loaders, Arrow and the Hub's client do
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        fix = f"Correct {_DATASETS}NAME[:SPLIT] or {_DATASETS}OWNER/NAME/CONFIG[:SPLIT], or save the rows as JSONL."
+        raise InvalidRecipe("data", f"cannot read {source}: {why}", fix=fix) from error
+
+
+def _json_line(row: Any, number: int, source: str) -> str:
+    def plain(value: Any) -> str:
+        if isinstance(value, date | time):
+            return value.isoformat()
+        raise TypeError(f"it holds {type(value).__name__}, which is no JSON")
+
+    try:
+        return json.dumps(dict(row), ensure_ascii=False, sort_keys=True, default=plain)
+    except TypeError as error:
+        raise InvalidRows(source, [(number, str(error))], fix="Save the columns that are needed as JSONL.") from error
 
 
 def parse_row(line: str, number: int) -> Row:

@@ -220,7 +220,8 @@ method: lora                  # qlora: the same, with the base in 4 bits (a thir
 
 data:
   train: train.jsonl          # one row a line: {"messages": [...]} or {"prompt": ..., "completion": ...}
-                              # a file, an fsspec URL (s3://, https://, ...), or datasets:NAME[:SPLIT]
+                              # a file, an fsspec URL (s3://, https://, ...), datasets:NAME[:SPLIT],
+                              # or datasets:OWNER/NAME/CONFIG[:SPLIT]
   held_out: 0.1               # a share of the rows, never trained on; better: a file of its own
   max_length: 1024            # tokens of a row; what is longer loses its end
   packing: true               # a batch's rows end to end without padding; no row sees another

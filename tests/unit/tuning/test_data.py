@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -186,3 +190,68 @@ def test_a_compressed_file_that_was_cut_is_refused(tmp_path: Path) -> None:
     file.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "b"}' * 50)[:-12])
     with pytest.raises(InvalidRecipe, match="cannot read"):
         read_rows(str(file))
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
+    """The package `datasets`, with this for its load_dataset."""
+    stub = ModuleType("datasets")
+    stub.load_dataset = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", stub)
+
+
+@pytest.mark.parametrize(
+    ("source", "called"),
+    [
+        ("datasets:squad", ("squad", None, "train")),
+        ("datasets:me/rows:test", ("me/rows", None, "test")),
+        ("datasets:me/rows/english:test", ("me/rows", "english", "test")),
+        ("datasets:me/rows/english", ("me/rows", "english", "train")),
+        ("datasets:me/rows:train[:10%]", ("me/rows", None, "train[:10%]")),
+    ],
+)
+def test_a_dataset_of_the_hub_is_named_with_configuration_and_split(
+    monkeypatch: pytest.MonkeyPatch, source: str, called: tuple[str, str | None, str]
+) -> None:
+    """A name has one slash at most, so what follows a second one is the configuration."""
+    calls = []
+
+    def load(name: str, config: str | None = None, *, split: str) -> list[dict[str, Any]]:
+        calls.append((name, config, split))
+        return [{"prompt": "a", "completion": "b", "when": datetime(2026, 1, 2, tzinfo=UTC)}]
+
+    hub(monkeypatch, load)
+    assert [(row.prompt, row.completion) for row in read_rows(source).rows] == [("a", "b")]
+    assert calls == [called]
+
+
+def test_a_folder_of_rows_is_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its path has two slashes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some/own/rows").mkdir(parents=True)
+    hub(monkeypatch, lambda name, config, split: [{"prompt": name, "completion": str(config)}])
+    (row,) = read_rows("datasets:some/own/rows").rows
+    assert (row.prompt, row.completion) == ("some/own/rows", "None")
+
+
+def test_a_dataset_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the package says of it, whatever it raises, and how to name a dataset."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']")
+
+    hub(monkeypatch, load)
+    with pytest.raises(InvalidRecipe, match=r"cannot read datasets:me/rows: Config name.*'en', 'de'") as caught:
+        read_rows("datasets:me/rows")
+    assert "datasets:OWNER/NAME/CONFIG[:SPLIT]" in caught.value.fix
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InvalidRecipe, match="need the package datasets") as caught:
+        read_rows("datasets:me/rows")
+    assert "pip install datasets" in caught.value.fix
+
+
+def test_a_column_that_json_cannot_hold_is_named_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, for example."""
+    rows = [{"prompt": "a", "completion": "b", "image": image} for image in (None, b"png")]
+    hub(monkeypatch, lambda *_, **__: rows)
+    with pytest.raises(InvalidRows, match="row 2: it holds bytes, which is no JSON"):
+        read_rows("datasets:me/rows")
