@@ -63,7 +63,7 @@ def logits_of(model: Any, texts: Sequence[list[int]]) -> Iterator[torch.Tensor]:
     most = max(1, min(_PLACES // len(texts), _PLACES_OF_ONE))
     keep = {"logits_to_keep": most} if takes(model, "logits_to_keep") else {}
     for ids in texts:
-        yield model(input_ids=torch.tensor([ids]), use_cache=False, **keep).logits[0, -most:].float()
+        yield model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, **keep).logits[0, -most:].float()
 
 
 def likeness(wanted: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> Likeness:
@@ -91,13 +91,13 @@ def check_likeness(found: Likeness, dtype: str) -> None:
 
 @torch.no_grad()
 def in_memory(base: Path, deltas: Deltas, change: Change, others: Change | None) -> Any:
-    """A merged model that is not written, for measuring."""
+    """A merged model that is not written, for measuring; summed on the CPU, as a merge that is."""
     model = load_base(base, torch.float32)
     for name, module in model.named_modules():
         if name in deltas.modules:
-            module.weight.copy_(change(name, module.weight))
+            module.weight.copy_(change(name, module.weight.cpu()))
         elif others and is_linear(f"{name}.weight") and isinstance(module, torch.nn.Linear):
-            module.weight.copy_(others(name, module.weight))
+            module.weight.copy_(others(name, module.weight.cpu()))
     return model
 
 
@@ -119,7 +119,7 @@ def erasure(base: Path, deltas: Deltas, precision: str) -> Erasure:
     model = load_base(base, torch.float32)
     found = []
     for name in sorted(deltas.modules):
-        weight, delta = model.get_submodule(name).weight.detach(), deltas.of(name)
+        weight, delta = model.get_submodule(name).weight.detach().cpu(), deltas.of(name)
         rounded = four_bits(weight, precision)
         left = four_bits(rounded + delta, precision) - rounded
         cosine = float((left * delta).sum() / (left.norm() * delta.norm()).clamp(min=1e-12))
