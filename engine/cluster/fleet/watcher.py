@@ -45,7 +45,7 @@ class Fleet:
         self.engines: dict[str, engine_pb2.GetEngineResponse] = {}  # the latest answers, by address
         self.replicas = Replicas()
         self.chooser = Chooser(self.replicas)
-        self.listed = asyncio.Event()  # the source has spoken
+        self._listed = asyncio.Event()  # the source has spoken, or ended
         self.on_change: Callable[[], None] = lambda: None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._source_task: asyncio.Task[None] | None = None
@@ -55,9 +55,11 @@ class Fleet:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to watch; return when every replica that the source names was asked once."""
+        """Begin to watch; return when every replica that the source names was asked once. Raises what the source raises."""
         self._source_task = asyncio.create_task(self._follow())
-        await self.listed.wait()
+        await self._listed.wait()
+        if self._source_task.done():
+            self._source_task.result()
         await asyncio.gather(*(self.look(link) for link in list(self.links.values())))
 
     async def stop(self) -> None:
@@ -187,9 +189,12 @@ class Fleet:
         self.on_change()
 
     async def _follow(self) -> None:
-        async for addresses in self._source.watch():
-            await self._adopt(addresses)
-            self.listed.set()
+        try:
+            async for addresses in self._source.watch():
+                await self._adopt(addresses)
+                self._listed.set()
+        finally:
+            self._listed.set()
 
     async def _adopt(self, addresses: Set[str]) -> None:
         for address in addresses - self.links.keys():
