@@ -23,7 +23,7 @@ from engine.cluster.fleet.replies import as_it_came, words
 from engine.cluster.router.asking import LOAD_S, Asking, pass_on_denial
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
-from engine.errors import AdapterNotFound, NotAllowedNow, NotEverywhere
+from engine.errors import AdapterNotFound, NotAllowedNow, NotEverywhere, ReplicaLost, StreamLost
 from engine.registry.aliases import version_before
 from engine.registry.names import CANARY, CURRENT, SHADOW
 from engine.server.call import Context
@@ -77,7 +77,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """One replica's watch; it ends if that replica does, as changes may be missed then."""
-        async for message in self._asking.stream("WatchAdapters", request, context):
+        lost = StreamLost(0, "changes may be missed")
+        async for message in self._asking.stream("WatchAdapters", request, context, self._asking.least_busy(), lost):
             yield message
 
     async def PublishAdapter(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -93,6 +94,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                         await self._tell_all(response.version.name)
                     yield response
             except aio.AioRpcError as error:
+                if self._asking.gone(link, error):
+                    raise ReplicaLost(f"the publication of {header.name}") from error
                 await context.abort(*as_it_came(error))
 
     async def SetAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
@@ -155,7 +158,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         if manifest:
             async for progress in self._warm(manifest, links, "the alias has not moved", context):
                 yield response(progress=progress)
-        async for message in self._asking.stream(method, request, context, links[0]):
+        lost = ReplicaLost(f"a move of {request.name}'s aliases")
+        async for message in self._asking.stream(method, request, context, links[0], lost):
             if message.HasField("change"):
                 await self._tell_all(request.name)
             if not message.HasField("progress") or message.progress.stage == "switching":

@@ -12,7 +12,7 @@ from engine.cluster.fleet import Fleet, Link
 from engine.cluster.fleet.replies import answer_or_error, as_it_came, words
 from engine.cluster.router.journey import Failure, error_info, judge
 from engine.cluster.router.metadata import passed_on
-from engine.errors import NoReplica, NotEverywhere
+from engine.errors import LoraplexError, NoReplica, NotEverywhere
 from engine.server.call import Context
 
 LOAD_S = 120.0  # for loading and probing a version on one replica
@@ -33,23 +33,33 @@ class Asking:
             try:
                 return await link.adapter_call(method, request, timeout=LOAD_S, metadata=metadata)
             except aio.AioRpcError as error:
-                if judge(error, error_info(error).reason) is not Failure.GONE:
+                if not self.gone(link, error):
                     await context.abort(*as_it_came(error))
-                self._fleet.failed(link, unreachable=True)
         raise NoReplica
 
-    async def stream(self, method: str, request: Any, context: Context, link: Link | None = None) -> AsyncIterator[Any]:
-        """What one replica has to say: this one, or the least busy."""
+    async def stream(
+        self, method: str, request: Any, context: Context, link: Link, lost: LoraplexError
+    ) -> AsyncIterator[Any]:
+        """What one replica has to say. Raises `lost` if it goes away meanwhile."""
         call = None
         try:
-            call = (link or self.least_busy()).adapter_call(method, request, metadata=passed_on(context))
+            call = link.adapter_call(method, request, metadata=passed_on(context))
             async for message in call:
                 yield message
         except aio.AioRpcError as error:
+            if self.gone(link, error):
+                raise lost from error
             await context.abort(*as_it_came(error))
         finally:
             if call:
                 call.cancel()
+
+    def gone(self, link: Link, error: aio.AioRpcError) -> bool:
+        """Whether a call ended because its replica went away; then nobody else is sent there until a look succeeds."""
+        if judge(error, error_info(error).reason) is not Failure.GONE:
+            return False
+        self._fleet.failed(link, unreachable=True)
+        return True
 
     async def most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
         """The answer of the replica that has seen most; if all refuse, why."""
