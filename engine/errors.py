@@ -228,9 +228,9 @@ class NotEverywhere(LoraplexError):
     reason = "NOT_EVERYWHERE"
     fix = "See to the named replicas, or drain them, then ask again: it does no harm where it is done already."
 
-    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str) -> None:
+    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str, *, fix: str | None = None) -> None:
         told = "; ".join(f"{address}: {problem}" for address, problem in sorted(failures.items()))
-        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})")
+        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})", fix=fix)
         self.failures = failures
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import structlog
 from grpc import StatusCode, aio
@@ -74,6 +75,11 @@ class Fleet:
         """The replicas that take requests."""
         return [link for link in self.links.values() if link.replica.usable]
 
+    def members(self) -> list[Link]:
+        """The replicas that have said how they are, whether or not they get requests now; not those that are about to end."""
+        known = [link for link in self.links.values() if link.replica.report.base]
+        return [link for link in known if not link.replica.report.draining]
+
     async def change(self, timeout_s: float) -> None:
         """Wait until a replica comes, goes, recovers or fails, for so long at most."""
         self._changed.clear()
@@ -120,13 +126,18 @@ class Fleet:
         self._bases[adapter] = base
 
     async def refresh(self, link: Link, adapter: str) -> bool:
-        """Have a replica look into the registry for what is new about an adapter; whether it could."""
+        """Have a replica look into the registry for what is new about an adapter; whether it knows one of this name."""
         try:
-            request = adapters_pb2.GetAdapterRequest(name=adapter)
-            await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
+            await self.adapter(link, adapter)
         except aio.AioRpcError:
             return False
         return True
+
+    async def adapter(self, link: Link, name: str) -> adapters_pb2.GetAdapterResponse:
+        """What a replica knows of an adapter once it has looked into the registry, if it could. Raises AioRpcError."""
+        request = adapters_pb2.GetAdapterRequest(name=name)
+        found = await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
+        return cast("adapters_pb2.GetAdapterResponse", found)
 
     def failed(self, link: Link, *, unreachable: bool) -> None:
         """A request failed there by the replica's fault."""

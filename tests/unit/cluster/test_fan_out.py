@@ -1,4 +1,4 @@
-"""Managing calls through the router: to one replica, or to all that they concern, also while some are not well."""
+"""Moves, pins and unloads through the router: on all replicas that they concern, also while some are not well."""
 
 from __future__ import annotations
 
@@ -6,80 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
+from unittest.mock import MagicMock
 
-import grpc
 import pytest
 
 from engine.api.loraplex.v1 import adapters_pb2
 from engine.client import Aborted, AsyncClient
-from engine.client.testing import write_adapter
+from engine.cluster.router import asking
 from engine.cluster.router.adapters import AdapterFanOut
+from engine.errors import RegistryUnavailable
 from tests.unit.cluster.conftest import StartCluster
-from tests.unit.server.conftest import all_of, chunk, parts, refused, upload
+from tests.unit.server.conftest import all_of, refused
 
 PROMOTION = adapters_pb2.SetAliasRequest(name="support", alias="current", version="v2")
-
-
-async def test_a_publication_is_visible_everywhere(start: StartCluster) -> None:
-    """What is published through the router, or at one server alone, all answer before they would look by themselves."""
-    async with start(3) as cluster:
-        await cluster.publish("support")
-        for app in cluster.apps:
-            assert "support" in app.catalog.adapters
-        write_adapter(cluster.folder / "other", 9)
-        header = adapters_pb2.PublishHeader(name="direct")
-        target = cluster.addresses[0]
-        await asyncio.to_thread(lambda: upload(target, parts(cluster.folder / "other", header)))
-        for _ in range(3):
-            assert (
-                await cluster.client.generate(adapter="direct", prompt="x", temperature=0)
-            ).text == "direct@v1 heard: x"
-
-
-async def test_a_refused_upload_says_why(start: StartCluster) -> None:
-    """A publication that the replica refuses in its middle ends with the replica's own status."""
-    async with start() as cluster:
-        target = f"127.0.0.1:{cluster.router.port}"
-        messages = [chunk("a", b"x")] * 3
-
-        def send() -> str:
-            try:
-                upload(target, messages)
-            except grpc.RpcError as error:
-                return str(error)
-            return "accepted"
-
-        assert "must be the first message" in await asyncio.to_thread(send)
-
-
-async def test_a_malformed_upload_says_why(start: StartCluster) -> None:
-    """A message that breaks a constraint in the middle of an upload is named, as by a server."""
-    async with start() as cluster:
-        header = adapters_pb2.PublishAdapterRequest(header=adapters_pb2.PublishHeader(name="support"))
-        messages = [header, chunk("adapter_config.json", b"{}"), chunk("", b"x"), chunk("y", b"z")]
-
-        def send() -> tuple[str, str]:
-            try:
-                upload(f"127.0.0.1:{cluster.router.port}", messages)
-            except grpc.RpcError as error:
-                return error.code().name, str(error)
-            return "OK", ""
-
-        code, text = await asyncio.to_thread(send)
-        assert (code, "path" in text) == ("INVALID_ARGUMENT", True)
-
-
-async def test_a_publication_goes_to_a_replica_of_its_base(start: StartCluster) -> None:
-    """Which replica is less busy does not decide on which base an adapter counts as trained."""
-    async with start(3, models=("main", "main", "other")) as cluster:
-        bases = [app.generator.residency.base_fingerprint for app in cluster.apps if app.generator]
-        assert bases[0] == bases[1] != bases[2]
-        for number, (name, base) in enumerate((("a", bases[2]), ("b", bases[0]), ("c", ""), ("d", bases[2]))):
-            write_adapter(cluster.folder / name, number)
-            for link in cluster.router.fleet.usable():
-                link.replica.sent += link.replica.report.base == (base or bases[0])  # the busier ones
-            published = await cluster.client.adapters.publish(cluster.folder / name, name, base_fingerprint=base)
-            assert published.base_fingerprint == (base or bases[0])
 
 
 async def test_a_replica_that_dies_while_it_moves_an_alias(start: StartCluster) -> None:
@@ -104,19 +43,6 @@ async def test_a_replica_that_dies_while_it_moves_an_alias(start: StartCluster) 
             app.catalog._registry.set_alias = app.own
         messages = await all_of(cluster.stubs.adapters.SetAlias(PROMOTION))
         assert messages[-1].change.version == "v2"
-
-
-async def test_a_replica_that_is_gone_when_it_is_to_publish(start: StartCluster) -> None:
-    """The caller is told to look; asked again, another replica publishes."""
-    async with start(2, router={"poll_s": 60}) as cluster:
-        first = cluster.router.fleet.usable()[0].address
-        server = cluster.apps[cluster.addresses.index(first)]._server
-        assert server
-        await server.stop(None)
-        with pytest.raises(Aborted) as lost:
-            await cluster.publish("support")
-        assert lost.value.reason == "REPLICA_LOST"
-        assert await cluster.publish("support") == "v1"
 
 
 async def test_a_watch_ends_with_its_replica(start: StartCluster) -> None:
@@ -213,6 +139,71 @@ async def test_a_promotion_that_one_replica_cannot_do_moves_nothing(start: Start
         assert dict((await cluster.client.adapters.get("support")).adapter.aliases)["current"] == "v1"
 
 
+class Away:
+    """A registry's listing that fails so many times."""
+
+    def __init__(self, app: Any, times: int) -> None:
+        self.times = times
+        self._survey = app.catalog._registry.survey
+        app.catalog._registry = MagicMock(wraps=app.catalog._registry, survey=self.survey)
+
+    async def survey(self) -> Any:
+        """Of the store."""
+        self.times -= 1
+        if self.times >= 0:
+            raise RegistryUnavailable("listing", "away")
+        return await self._survey()
+
+
+async def test_a_move_that_a_replica_does_not_find_is_told(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its store is away, so it goes on with the old version: the caller is told, and that the move stands."""
+    monkeypatch.setattr(asking, "_FOLLOW_S", 0.3)
+    async with start(2) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        test = adapters_pb2.SetAliasRequest(name="support", alias="test", version="v2")
+        await all_of(cluster.stubs.adapters.SetAlias(test))
+        away = Away(cluster.apps[1], 1000)
+        for call in (
+            all_of(cluster.stubs.adapters.SetAlias(PROMOTION)),
+            cluster.stubs.adapters.RemoveAlias(adapters_pb2.RemoveAliasRequest(name="support", alias="test")),
+        ):
+            refusal = await refused(call)
+            assert refusal.reason == "NOT_EVERYWHERE"
+            assert "done on 1 of 2 replicas, and stands" in refusal.message
+            assert cluster.addresses[1] in refusal.message
+            assert "do not ask again" in refusal.metadata["fix"]
+        away.times = 0
+        assert (await cluster.client.adapters.rollback("support")).version == "v1"
+
+
+async def test_a_replica_that_finds_a_move_a_moment_later_is_waited_for(start: StartCluster) -> None:
+    """When the caller hears of a promotion, all know of it."""
+    async with start(2) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        for app in cluster.apps:
+            await cluster.client.adapters.preload("support@v2")
+            Away(app, 3)
+        await cluster.client.adapters.promote("support", "v2")
+        for app in cluster.apps:
+            assert app.catalog.adapter("support").aliases["current"] == "v2"
+
+
+async def test_a_promotion_while_one_replica_is_paused_and_one_is_away(start: StartCluster) -> None:
+    """The paused one, which soon gets requests again, knows of it; one that is away does not fail the promotion."""
+    async with start(3) as cluster:
+        await cluster.publish("support", 1)
+        await cluster.publish("support", 2)
+        await cluster.end(2)
+        cluster.pause(1)
+        assert len(cluster.router.fleet.usable()) == 1
+        await cluster.client.adapters.promote("support", "v2")
+        assert cluster.apps[1].catalog.adapter("support").aliases["current"] == "v2"
+
+
 async def test_preload_pin_and_unload_everywhere(start: StartCluster) -> None:
     """They reach every replica, and what no replica knows is not found."""
     async with start(3) as cluster:
@@ -228,3 +219,21 @@ async def test_preload_pin_and_unload_everywhere(start: StartCluster) -> None:
         assert not any(cluster.residents(number) for number in range(3))
         pin = adapters_pb2.PinAdapterRequest(adapter="support@v7", pinned=True)
         assert (await refused(cluster.stubs.adapters.PinAdapter(pin))).reason == "ADAPTER_NOT_FOUND"
+
+
+async def test_pins_while_some_replicas_get_no_requests(start: StartCluster) -> None:
+    """One that is paused is asked all the same, one that is about to end is not, and one that is away is named."""
+    async with start(4) as cluster:
+        await cluster.publish("support")
+        cluster.apps[3].admission.drain()
+        await cluster.look(3)
+        cluster.pause(1)
+        pin = adapters_pb2.PinAdapterRequest(adapter="support", pinned=True)
+        await cluster.stubs.adapters.PinAdapter(pin)
+        assert [bool(cluster.residents(number)) for number in range(4)] == [True, True, True, False]
+        await cluster.end(2)
+        refusal = await refused(cluster.stubs.adapters.PinAdapter(pin))
+        assert refusal.reason == "NOT_EVERYWHERE"
+        assert f"done on 2 of 3 replicas, and it stands there ({cluster.addresses[2]}: it does not" in refusal.message
+        unload = adapters_pb2.UnloadAdapterRequest(adapter="support")
+        assert cluster.addresses[2] in (await refused(cluster.stubs.adapters.UnloadAdapter(unload))).message
