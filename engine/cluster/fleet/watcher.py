@@ -250,6 +250,7 @@ def to_report(engine: engine_pb2.GetEngineResponse) -> Report:
         running=engine.load.running,
         waiting=engine.load.waiting,
         residents=residents,
+        pinned=frozenset(f"{one.name}@{one.version}" for one in engine.resident if one.pinned),
         in_use=in_use,
         ranks={one.name: one.rank for one in engine.resident if one.rank},
         draining=engine.load.draining,

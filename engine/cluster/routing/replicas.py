@@ -15,6 +15,7 @@ UNKNOWN_RANK = 16  # of an adapter that is resident nowhere: the commonest one
 class Report:
     """What a replica says of itself. `residents` holds versions by adapter name, `in_use` the requests that use or want them.
 
+    `pinned` are references of versions ("support@v2") that it is to keep.
     `places` is how many requests it works on at once, `slots` how many adapters it holds; its `base` is a fingerprint.
     """
 
@@ -24,6 +25,7 @@ class Report:
     running: int = 0
     waiting: int = 0
     residents: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
     in_use: Mapping[str, int] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     draining: bool = False
