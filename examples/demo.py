@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.client import AsyncClient, Generation, RequestError
+from engine.server.process_end import END_WITH_PARENT
 
 HERE = Path(__file__).parent
 HOME = Path(".loraplex/demo")  # log of the demo's server, and its registry unless it stays
@@ -52,7 +53,9 @@ def server(model: Path, port: int, keep: bool) -> Iterator[subprocess.Popen[byte
         flags += ["--registry", str(HOME / "registry"), "--http-port", "0"]
     command = [sys.executable, "-m", "engine.cli", "serve", *flags, "--log-format", "json"]
     with (HOME / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | {END_WITH_PARENT: str(os.getpid())}
+        )
     try:
         yield process
     finally:

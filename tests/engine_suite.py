@@ -145,6 +145,7 @@ class EngineSuite:
         assert engine.info.description
         assert engine.info.context_length >= 16
         assert engine.info.vocabulary_size > max(await engine.encode("any text"))
+        assert engine.info.dtype in ("float32", "bfloat16", "float16")
 
     async def test_greedy_is_repeatable(self, engine: Engine) -> None:
         """The same greedy request gives the same tokens."""

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from engine import client as clients
 from engine.api.loraplex.v1 import adapters_pb2 as pb
-from engine.client.adapters import Adapters, OnProgress
+from engine.client import AsyncClient
+from engine.client.adapters import OnProgress
 from engine.commands.output import Report
 from engine.errors import BadConfiguration
 from engine.registry.aliases import select_version
@@ -116,6 +117,10 @@ class Backend(Protocol):
         """The version's adapter_config.json; None where it cannot be had."""
         ...
 
+    async def compute_dtype(self) -> str:
+        """The precision that answers are computed in; empty where that is not known."""
+        ...
+
 
 async def find(backend: Backend, text: str) -> pb.AdapterVersion:
     """The version that a reference names."""
@@ -139,7 +144,7 @@ async def connect(
         yield RegistryBackend(Registry(Store.open(registry)), model)
         return
     async with clients.connect(server) as client:
-        yield ServerBackend(client.adapters)
+        yield ServerBackend(client)
 
 
 class ServerBackend:
@@ -147,8 +152,9 @@ class ServerBackend:
 
     after_move = ""
 
-    def __init__(self, adapters: Adapters) -> None:
-        self._adapters = adapters
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._adapters = client.adapters
 
     async def list(self) -> list[pb.AdapterSummary]:
         """Ask."""
@@ -235,6 +241,10 @@ class ServerBackend:
 
     async def config(self, version: pb.AdapterVersion) -> None:
         """Servers do not hand files out."""
+
+    async def compute_dtype(self) -> str:
+        """Ask."""
+        return (await self._client.engine()).compute_dtype
 
 
 def _forward(report: Report) -> OnProgress:

@@ -15,6 +15,7 @@ from engine.commands import output
 from engine.commands.params import DEFAULT_SERVER, Json, Server
 
 if TYPE_CHECKING:
+    from engine.tuning.evaluation import Options
     from engine.tuning.suite import Suite
 
 _Refs = Annotated[list[str], typer.Argument(metavar="NAME[@REF]...", help="Versions: support@v2, legal@canary.")]
@@ -22,8 +23,8 @@ _SuiteFile = Annotated[Path, typer.Argument(help="The suite, a JSONL file.", exi
 _MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.")]
 _Concurrency = Annotated[int, typer.Option(min=1, max=4096, help="Requests at once.")]
 _Stop = Annotated[list[str] | None, typer.Option(help="End answers before this text; may be repeated.")]
-_LINE = 60  # characters of an answer in a table
-_Question = tuple[int, str, str, dict[str, Any]]  # a row's number, question, expected answer, and how to ask it
+_Timeout = Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="Deadline of each request.")]
+_ASKED = 60  # characters of a question in a table
 
 
 def evaluate(
@@ -37,6 +38,7 @@ def evaluate(
     keep: Annotated[bool, typer.Option(help="Keep the results beside the version.")] = True,
     stop: _Stop = None,
     concurrency: _Concurrency = 64,
+    timeout: _Timeout = 3600.0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +51,7 @@ def evaluate(
 
     A row of the suite is a prompt (or messages) and what a right answer is:
     completion (that text), contains, regex, or json_schema; training rows are
-    one, too. The base and the current version are asked the same. Results have
+    rows of a suite, too. The base and the current version are asked the same. Results have
     95 % intervals and are kept beside the version, where
     `adapters promote --require` reads them.
     """
@@ -57,20 +59,20 @@ def evaluate(
     from engine.tuning.suite import read_suite
 
     cases = read_suite(suite)
-    options = Options(max_tokens=max_tokens, concurrency=concurrency, loglik=loglik, stop=tuple(stop or ()))
+    options = Options(max_tokens, concurrency, loglik, tuple(stop or ()), timeout)
     record = asyncio.run(_evaluate(server, refs, cases, options, alone=alone, keep=keep))
     output.emit(record, as_json, lambda: _render(record))
 
 
 async def _evaluate(
-    server: str, refs: list[str], suite: Suite, options: Any, *, alone: bool, keep: bool
+    server: str, refs: list[str], suite: Suite, options: Options, *, alone: bool, keep: bool
 ) -> dict[str, Any]:
     from engine.client import connect
     from engine.commands.backends import ServerBackend, find
     from engine.tuning.evaluation import BASE, evaluate
 
     async with connect(server) as client:
-        backend = ServerBackend(client.adapters)
+        backend = ServerBackend(client)
         versions = [await find(backend, ref) for ref in refs]
         who = [f"{version.name}@{version.version}" for version in versions]
         if not alone:
@@ -120,6 +122,7 @@ def compare(
     only_different: Annotated[bool, typer.Option("--different", help="Only rows with different answers.")] = False,
     stop: _Stop = None,
     concurrency: _Concurrency = 64,
+    timeout: _Timeout = 3600.0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -129,77 +132,46 @@ def compare(
       loraplex compare support@v1 support@v2 tickets.jsonl --different
       loraplex compare base support@canary tickets.jsonl --rows 20
 
-    Rows need a prompt or messages; what else they have is shown if it is an
-    expected answer. Greedy decoding, all rows in one batch.
+    Rows are as in a suite, but need not say what a right answer is; it is shown
+    if they do. Greedy decoding, all rows in one batch.
     """
-    cases = _prompts(prompts)[:rows]
-    pairs = asyncio.run(_answers(server, (first, second), cases, max_tokens, tuple(stop or ()), concurrency))
+    from dataclasses import replace
+
+    from engine.tuning.evaluation import Options
+    from engine.tuning.suite import read_suite
+
+    suite = read_suite(prompts, judged=False)
+    suite = replace(suite, cases=suite.cases[:rows])
+    options = Options(max_tokens, concurrency, stop=tuple(stop or ()), timeout_s=timeout)
+    told = asyncio.run(_answers(server, (first, second), suite, options))
     data = [
-        {"row": number, "asked": asked, "expected": expected, first: a, second: b, "same": a == b}
-        for (number, asked, expected, _), (a, b) in zip(cases, pairs, strict=True)
+        {"row": case.number, "asked": case.asked, "expected": case.wanted.get("exact", ""), first: a, second: b,
+         "same": a == b}
+        for case, a, b in zip(suite.cases, *told, strict=True)
         if not only_different or a != b
-    ]
-    output.emit(data, as_json, lambda: _side_by_side(first, second, data, len(cases)))
+    ]  # fmt: skip
+    output.emit(data, as_json, lambda: _side_by_side(first, second, data, len(suite.cases)))
 
 
-def _prompts(file: Path) -> list[_Question]:
-    from engine.tuning.jsonl import parsed
-
-    return parsed(file.read_text(), file.name, _question)
-
-
-def _question(line: str, number: int) -> _Question:
-    import json
-
-    from engine.tuning.jsonl import BadRow
-
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not (row.get("prompt") or row.get("messages")):
-        raise BadRow("it is no JSON object with a prompt or messages")
-    if row.get("prompt"):
-        return number, row["prompt"], str(row.get("completion", "")), {"prompt": row["prompt"]}
-    turns = row["messages"]
-    if not (isinstance(turns, list) and all(isinstance(turn, dict) and "content" in turn for turn in turns)):
-        raise BadRow("its messages are no list of objects with role and content")
-    if turns[-1].get("role") == "assistant":
-        turns = turns[:-1]
-    if not turns:
-        raise BadRow("its only message is an answer: there is nothing to ask")
-    return number, turns[-1]["content"], "", {"messages": turns}
-
-
-async def _answers(
-    server: str, who: tuple[str, str], cases: list[Any], max_tokens: int, stop: tuple[str, ...], concurrency: int
-) -> list[tuple[str, str]]:
+async def _answers(server: str, who: tuple[str, str], suite: Suite, options: Options) -> list[list[str]]:
     from engine.client import connect
+    from engine.tuning.evaluation import ask
 
-    places = asyncio.Semaphore(concurrency)
     async with connect(server) as client:
-        with output.counting("asking", 2 * len(cases)) as step:
-
-            async def one(name: str, question: dict[str, Any]) -> str:
-                adapter = None if name == "base" else name
-                async with places:
-                    answer = await client.generate(
-                        adapter=adapter, **question, max_tokens=max_tokens, temperature=0, stop=stop or None
-                    )
-                step()
-                return answer.text
-
-            told = await asyncio.gather(*(one(name, case[3]) for case in cases for name in who))
-    return list(zip(told[::2], told[1::2], strict=True))
+        with output.counting("asking", len(who) * len(suite.cases)) as step:
+            answers = await ask(client, suite, who, options, step)
+    return [[answer.text for answer in told] for told in answers]
 
 
 def _side_by_side(first: str, second: str, data: list[dict[str, Any]], count: int) -> Iterator[RenderableType]:
+    """Answers are shown whole, as they may differ anywhere; of a question the end will do."""
     made = output.table("row", "asked", "expected", first, second)
     for row in data:
         style = "" if row["same"] else "bold"
         asked = " ".join(row["asked"].split())
-        cells = (asked[-_LINE:], row["expected"].strip(), row[first].strip(), row[second].strip())
-        made.add_row(str(row["row"]), *(output.harmless(cell[:_LINE]) for cell in cells), style=style)
+        asked = asked if len(asked) <= _ASKED else f"…{asked[1 - _ASKED :]}"
+        cells = (asked, row["expected"].strip(), row[first].strip(), row[second].strip())
+        made.add_row(str(row["row"]), *(output.harmless(cell) for cell in cells), style=style)
     yield made
     different = sum(not row["same"] for row in data)
     yield Text(f"{different} of {count} answers differ", "dim")

@@ -17,6 +17,7 @@ from engine.commands.params import Json, RegistryUrl
 
 if TYPE_CHECKING:
     from engine.commands.fetched import Fetched
+    from engine.tuning.merging import Scoring
 
 _SEVERAL = "Several versions into one"
 
@@ -33,6 +34,12 @@ def merge(
     dtype: Annotated[str, typer.Option(help="auto (as the base), float32, bfloat16 or float16.")] = "auto",
     suite: Annotated[
         Path | None, typer.Option(help="A suite, as of loraplex eval, to score on.", exists=True, dir_okay=False)
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, help="With --suite: most tokens of an answer.")
+    ] = 64,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="With --suite: end answers before this text; may be repeated.")
     ] = None,
     demonstrate: Annotated[
         bool, typer.Option("--demonstrate-4bit", help="Measure what merging into 4 bits would cost.")
@@ -61,19 +68,23 @@ def merge(
     model's logits are compared with base and adapter, and its card says where
     it comes from. Merging into 4-bit weights is refused: it erases the adapter.
     A QLoRA version is merged into the original and into the dequantised base,
-    and the better one is kept.
+    and the better one is kept. The comparisons load whole models: where they do
+    not fit into memory, use --no-check and, for QLoRA, --onto.
     """
     from engine.commands.fetched import fetched
     from engine.tuning.merge import check_target
+    from engine.tuning.merging import Scoring
+    from engine.tuning.suite import read_suite
 
     _check_options(out, dtype, demonstrate)
     check_target(model, onto)
+    scoring = Scoring(read_suite(suite), max_tokens, tuple(stop or ())) if suite else None
     with fetched(refs, registry) as versions:
         if len(versions) > 1:
             data = _combine(versions, model, out, method, weights, density)
             output.emit(data, as_json, lambda: [Text(f"{data['ref']} in {out}: loraplex adapters publish {out} NAME")])
             return
-        data = _merge(versions[0], model, out, onto, dtype, suite, check=check, demonstrate=demonstrate)
+        data = _merge(versions[0], model, out, onto, dtype, scoring, check=check, demonstrate=demonstrate)
     output.emit(data, as_json, lambda: _render(data))
 
 
@@ -129,21 +140,19 @@ def _merge(
     out: Path | None,
     onto: str,
     dtype: str,
-    suite: Path | None,
+    scoring: Scoring | None,
     *,
     check: bool,
     demonstrate: bool,
 ) -> dict[str, Any]:
     from engine.tuning.merging import Merging
-    from engine.tuning.suite import read_suite
 
     fingerprint = _check_base(version, model)
-    judged_by = read_suite(suite) if suite else None
     with output.stages(f"merging {version.ref}") as report:
-        work = Merging(version.folder, version.precision, model, judged_by, report)
+        work = Merging(version.folder, version.precision, model, scoring, report)
         data: dict[str, Any] = {"ref": version.ref, "precision": version.precision, "out": str(out or "")}
         if out is not None:
-            data["onto"], data["choices"] = work.choose(onto)
+            data["onto"], data["choices"] = work.choose(onto, check=check)
             try:
                 data |= work.write(out, data["onto"], dtype, check=check)
             except BaseException:

@@ -104,10 +104,12 @@ def readapt(
       loraplex readapt --new-base /models/llama-3.3-1b --data ./data
       loraplex readapt --new-base ./merged support legal --data ./data
 
-    Recipes come from the versions themselves; their data is found below --data
-    by its digest, so a changed file is not mistaken for it. Old and new are
-    compared on the held-out rows, and on the suites that the old version was
-    evaluated on. What is not as good stays in its run folder, unpublished.
+    Recipes come from the versions themselves; their data is found where they
+    say, or below --data whatever it is called, by its digest, so a changed file
+    is not mistaken for it. Old and new are compared on the held-out rows, and on
+    the suites that the old version was evaluated on. What is not as good, or
+    cannot be compared as the old one was never right (free text is hardly ever
+    exact: evaluate it on a suite first), stays in its run folder, unpublished.
     Recipes, data and suites of all are checked before the first is trained.
     """
     from engine.commands.fetched import fetched
@@ -137,6 +139,7 @@ class _Planned:
     ref: str
     run: dict[str, Any]
     recipe: Recipe
+    checkpoint: int  # bytes
     suites: list[StoredSuite]
     left_out: list[str]
 
@@ -145,11 +148,13 @@ def _plan(version: Fetched, new_base: Path, places: list[Path], registry: str | 
     from engine.tuning import rebase, training
 
     records = asyncio.run(_records(version.ref, registry)) if suites else []
+    own = rebase.own_data(version.run)
     digests = [version.run.get("data", {}).get(side, "") for side in ("train", "held_out")]
-    found = rebase.find_data(places, [*digests, *(record["suite_digest"] for record in records)])
-    recipe = rebase.recipe_for(version.run, new_base, found, version.ref)
-    training.plan(recipe)
-    return _Planned(version.ref, version.run, recipe, *rebase.stored_suites(version.ref, records, found))
+    missing = [digest for digest in digests if digest not in own]
+    found = rebase.find_data(places, [*missing, *(record["suite_digest"] for record in records)])
+    recipe = rebase.recipe_for(version.run, new_base, {**found, **own}, version.ref)
+    checkpoint = training.plan(recipe).estimate.checkpoint
+    return _Planned(version.ref, version.run, recipe, checkpoint, *rebase.stored_suites(version.ref, records, found))
 
 
 def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None, sign: Path | None) -> dict[str, Any]:
@@ -160,17 +165,18 @@ def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None
 
     runs.mkdir(parents=True, exist_ok=True)
     folder = RunFolder.create(runs, planned.recipe, planned.run["recipe"])
+    folder.check_space(planned.checkpoint)
     with progress(f"{planned.ref} on {new_base.name}") as on_event:
         run = training.run(folder, on_event)["run"]
     verdicts = [rebase.on_held_out(planned.run, run)]
     verdicts += rebase.on_suites(new_base, folder.adapter, planned.suites)
-    good = all(verdict.good for verdict in verdicts)
+    refused = rebase.refusal(verdicts)
     name = planned.ref.partition("@")[0]  # the recipe may be called otherwise
     published = None
-    if good:
+    if not refused:
         with signed(folder.adapter, sign) as ready:
             published = asyncio.run(_publish(ready, name, new_base, registry, planned.ref))
-    return {"ref": planned.ref, "published": published, "folder": str(folder.path),
+    return {"ref": planned.ref, "published": published, "refused": refused, "folder": str(folder.path),
             "verdicts": [_told(verdict) for verdict in verdicts], "left_out": planned.left_out}  # fmt: skip
 
 
@@ -203,11 +209,20 @@ def _outcome(results: list[dict[str, Any]]) -> Iterator[RenderableType]:
     made = output.table("version", "on", "old", "new", "rows", "outcome")
     for result in results:
         for at, verdict in enumerate(result["verdicts"]):
-            outcome = f"published {result['published']}" if result["published"] else f"not as good: {result['folder']}"
+            outcome = (
+                f"published {result['published']}"
+                if result["published"]
+                else f"{result['refused']}: {result['folder']}"
+            )
             cells = (verdict["suite"], f"{verdict['old']:.1%}", f"{verdict['new']:.1%}", str(verdict["rows"]))
             made.add_row(result["ref"] if at == 0 else "", *cells, outcome if at == 0 else "")
     yield made
     for result in results:
         for reason in result["left_out"]:
             yield Text(f"{result['ref']} was not compared on {reason}", "yellow")
+    if not all(result["published"] for result in results):
+        yield Text(
+            "what is not published can be looked at, and published by hand: loraplex adapters publish RUN/adapter NAME",
+            "dim",
+        )
     yield Text("published versions answer nobody until they are promoted: loraplex adapters promote", "dim")

@@ -162,6 +162,10 @@ class RegistryBackend:
             await self._fetch(version, Path(scratch))
             return dict(json.loads((Path(scratch) / CONFIG).read_bytes()))
 
+    async def compute_dtype(self) -> str:
+        """Not known here: servers compute."""
+        return ""
+
     async def _fetch(self, version: pb.AdapterVersion, target: Path) -> Manifest:
         manifest = await self._registry.manifest(version.name, version.version)
         await self._registry.fetch(manifest, target)

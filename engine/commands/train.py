@@ -43,7 +43,7 @@ def train(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FOLDER", envvar="LORAPLEX_MODEL", help="Another base.", show_default=False),
+        typer.Option("--model", metavar="FOLDER", help="Another base than the recipe's.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -74,16 +74,21 @@ def train(
         return
     if (recipe is None) == (resume is None):
         raise typer.BadParameter("name a recipe, or --resume RUN")
+    own = "a run goes on by its own recipe"
+    _check_beside("--resume", resume, own, {"--dry-run": dry_run, "--set": changes, "--model": model, "--sweep": sweep})
+    _check_beside("--sweep", sweep, "a sweep trains once for each value", {"--dry-run": dry_run, "--out": out})
+    nothing = "a sweep or a dry run publishes nothing"
+    _check_beside("--publish", publish, nothing, {"--sweep": sweep, "--dry-run": dry_run})
+    if out is not None:
+        _check_out(out)
     given = dict(_assignment(text) for text in changes or [])
     if model is not None:
         given["base"] = str(model.resolve())
     target = _Target(publish, server, registry, sign)
-    if sign and not publish:
-        raise typer.BadParameter("only what is published is signed: add --publish NAME", param_hint="--sign")
-    if publish and (sweep or dry_run):
-        raise typer.BadParameter("a sweep or a dry run publishes nothing", param_hint="--publish")
     if publish:
         _check_target(target, recipe, resume, given)
+    elif sign:
+        raise typer.BadParameter("only what is published is signed: add --publish NAME", param_hint="--sign")
     if recipe and sweep:
         _sweep(recipe, given, sweep, runs, as_json=as_json)
     elif recipe and dry_run:
@@ -91,9 +96,14 @@ def train(
     else:
         folder = _resumed(resume) if resume else _begun(recipe, given, runs)  # type: ignore[arg-type]
         result = _run(folder)
-        if out is not None:
-            _copy(folder, out)
-        _finish(folder, result, target, as_json=as_json)
+        _finish(folder, result, out, target, as_json=as_json)
+
+
+def _check_beside(flag: str, given: Any, why: str, others: dict[str, Any]) -> None:
+    """Raise BadParameter when `flag` is given, and another one that would not be heeded beside it."""
+    for other, value in others.items():
+        if given and value:
+            raise typer.BadParameter(f"{why}: leave out {other}", param_hint=flag)
 
 
 class _Target:
@@ -176,7 +186,8 @@ def _dry_run(file: Path, given: dict[str, Any], *, as_json: bool) -> None:
     with output.spinner("checking recipe, base and rows"):
         tokenizer = tokenizer_of(recipe)
         found = plan(recipe, tokenizer)
-    output.emit(plan_data(found), as_json, lambda: plan_view(found, tokenizer))
+        data = plan_data(found)
+    output.emit(data, as_json, lambda: plan_view(found, tokenizer))
 
 
 def _begun(file: Path, given: dict[str, Any], runs: Path) -> RunFolder:
@@ -188,7 +199,8 @@ def _begun(file: Path, given: dict[str, Any], runs: Path) -> RunFolder:
     recipe = load_recipe(file, given)
     with output.spinner("checking recipe, base and rows"):
         found = plan(recipe)
-    output.note(needs_line(found))
+        needs = needs_line(found)
+    output.note(needs)
     for line in output.warnings(found.warnings):
         output.err.print(line)
     runs.mkdir(parents=True, exist_ok=True)
@@ -218,19 +230,25 @@ def _run(folder: RunFolder) -> dict[str, Any]:
         raise
 
 
-def _copy(folder: RunFolder, out: Path) -> None:
-    """Replace an adapter's folder; anything else that is there is left alone."""
+def _check_out(out: Path) -> None:
+    """Only an adapter's folder is replaced; anything else that is there is left alone."""
     if out.exists() and not (out / "adapter_config.json").is_file():
         raise typer.BadParameter(f"{out} exists, and is no adapter's folder", param_hint="--out")
+
+
+def _copy(folder: RunFolder, out: Path) -> None:
+    _check_out(out)  # again: training takes hours
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder.adapter, out)
 
 
-def _finish(folder: RunFolder, result: dict[str, Any], target: _Target, *, as_json: bool) -> None:
+def _finish(folder: RunFolder, result: dict[str, Any], out: Path | None, target: _Target, *, as_json: bool) -> None:
     from engine.commands.train_view import result_view
 
     data = result | {"published": None}
     try:
+        if out is not None:
+            _copy(folder, out)
         if target.name:
             data["published"] = _publish(folder, target)
     finally:  # what was trained is told, wherever it went
@@ -270,7 +288,8 @@ def _sweep(file: Path, given: dict[str, Any], text: str, runs: Path, *, as_json:
         for value in choices:
             output.note(f"{key} = {value}")
             folder = _begun(file, given | {key: value}, runs)
-            results.append({"value": value, "folder": str(folder.path), **_run(folder)["run"]})
+            result = _run(folder)
+            results.append({"value": value, "folder": str(folder.path), **result["run"], "notes": result["notes"]})
     finally:  # those that were trained are told, also if a later one fails
         if results:
             output.emit({"key": key, "runs": results}, as_json, lambda: sweep_view(key, results))

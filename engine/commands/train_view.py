@@ -26,6 +26,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     needs = plan.estimate
     return {
         "name": plan.recipe.name,
+        "base": {"name": plan.base.name, "fingerprint": plan.base.fingerprint},
         "rows": len(plan.examples),
         "held_out_rows": len(plan.held_out),
         "steps": plan.steps,
@@ -39,14 +40,19 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 
 def needs_line(plan: Plan) -> str:
-    """What trains, and what it takes, in a line."""
+    """What trains on which base, and what it takes, in a line."""
     needs = plan.estimate
     share = needs.trainable / (needs.parameters + needs.trainable)
     return (
-        f"{len(plan.examples)} rows, {len(plan.held_out)} held out; {needs.trainable:,} parameters train, {share:.2%} of all; "
+        f"base {_base(plan)}; {len(plan.examples)} rows, {len(plan.held_out)} held out; "
+        f"{needs.trainable:,} parameters train, {share:.2%} of all; "
         f"about {output.size(needs.total)} of memory (base {output.size(needs.weights)}, "
         f"adapter and optimiser {output.size(needs.adapter)}, activations {output.size(needs.activations)})"
     )
+
+
+def _base(plan: Plan) -> str:
+    return f"{plan.base.name} {plan.base.fingerprint[:19]}"
 
 
 def plan_view(plan: Plan, tokenizer: Any) -> Iterator[RenderableType]:
@@ -56,6 +62,7 @@ def plan_view(plan: Plan, tokenizer: Any) -> Iterator[RenderableType]:
     yield output.facts(
         [
             ("recipe", Text(f"{recipe.name}, {recipe.method}", "bold")),
+            ("base", _base(plan)),
             ("rows", f"{len(plan.examples)} trained on, {len(plan.held_out)} held out"),
             ("steps", f"{plan.steps} of {every} rows: {plan.steps * every / len(plan.examples):.1f} times through the data"),
             ("adapter", f"rank {recipe.lora.rank}, alpha {recipe.lora.scaled_by:g}, on {' '.join(plan.targets)}"),
@@ -170,7 +177,7 @@ def result_view(folder: RunFolder, data: dict[str, Any]) -> Iterator[RenderableT
 
 
 def sweep_view(key: str, results: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
-    """A sweep's runs side by side, the best one marked."""
+    """A sweep's runs side by side, the best one marked, and what each run advises."""
     best = max(results, key=lambda run: (run["evaluation"]["adapter"], -run["evaluation"]["loss"]))
     made = output.table(key, "held-out", "95 %", "held-out loss", "loss", "time", "run", title="sweep")
     for run in results:
@@ -181,3 +188,5 @@ def sweep_view(key: str, results: Sequence[dict[str, Any]]) -> Iterator[Renderab
             f"{run['final_loss']:.4f}", output.seconds(run["seconds"]), run["folder"], style="bold" if run is best else "",
         )  # fmt: skip
     yield made
+    for run in results:
+        yield from output.warnings(f"{key} = {run['value']}: {text}" for text in [*run["notes"], *run["advice"]])

@@ -131,12 +131,13 @@ class Delta:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the engine is: sizes in tokens, and how many adapters fit into it at once."""
+    """What the engine is: sizes in tokens, how many adapters fit into it at once, and the precision that it computes in."""
 
     description: str
     context_length: int
     vocabulary_size: int
     slots: int
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ SLOTS = 1025  # more than any setting asks for
 class FakeEngine:
     """Makes answers up, one byte per token, `token_interval_s` seconds apart."""
 
-    def __init__(self, context_length: int = 2048, token_interval_s: float = 0.0) -> None:
-        self.info = EngineInfo("fake", context_length, VOCABULARY, SLOTS)
+    def __init__(self, context_length: int = 2048, token_interval_s: float = 0.0, dtype: str = "float32") -> None:
+        self.info = EngineInfo("fake", context_length, VOCABULARY, SLOTS, dtype)
         self.token_interval_s = token_interval_s
         self.loaded: dict[int, LoadedAdapter] = {}
         self.running: set[str] = set()

@@ -254,7 +254,8 @@ def _rules(settings: Settings, identity: Identity) -> Rules:
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings name."""
     if settings.engine == "fake":
-        return FakeEngine(context_length=settings.context_length or 2048)
+        dtype = "float32" if settings.dtype == "auto" else settings.dtype
+        return FakeEngine(context_length=settings.context_length or 2048, dtype=dtype)
     from engine.runtime.vllm.engine import VllmEngine
 
     return VllmEngine(settings, settings.model)

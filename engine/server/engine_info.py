@@ -51,6 +51,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             server_version=metadata.version("loraplex"),
             fleet=self._settings.fleet,
             http_port=self._http_port,
+            compute_dtype=info.dtype,
         )
 
     async def GetActivity(self, request: pb.GetActivityRequest, context: Context) -> pb.GetActivityResponse:

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from engine.config import load_settings
 
 _LOW = 0.9  # held-out share of exact answers below which an adapter is not good yet
+_NONE = 0.1  # and below which it measures nothing: free text is hardly ever exact
 _FLAT = 0.02  # relative change of the loss over the second half of a run that counts as none
 _FEW = 100  # rows
-_WORSE = 1.1  # times the best held-out loss
+_WORSE = 1.1  # times the best held-out loss, or the training loss that a run began with
+_FELL = 0.75  # of the loss that a run began with: below it something was learnt
+_SCALE = 2.0  # alpha / rank, as usual
+_BOLD, _HIGH = 5e-3, 1e-3  # learning rates: one that adapters hardly bear, and one that short runs do
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,40 @@ def _cut(run: Evidence) -> Iterator[str]:
 
 
 def _scale(run: Evidence) -> Iterator[str]:
-    usual = 2.0 * run.rank
-    if run.rslora or math.isclose(run.alpha, usual, rel_tol=0.01):
+    divisor, how = (math.sqrt(run.rank), " with rslora") if run.rslora else (run.rank, "")
+    scale = run.alpha / divisor
+    if math.isclose(scale, _SCALE, rel_tol=0.01):
         return
-    scale = run.alpha / run.rank
     yield (
-        f"alpha {run.alpha:g} at rank {run.rank} scales the adapter by {scale:.3g}, where alpha = 2 x rank gives 2: "
-        f"it is as if the learning rate were about {scale / 2:.2g} times {run.learning_rate:g}"
+        f"alpha {run.alpha:g} at rank {run.rank}{how} scales the adapter by {scale:.3g}, where alpha = {_SCALE * divisor:.3g} "
+        f"gives {_SCALE:g}: it is as if the learning rate were about {scale / _SCALE:.2g} times {run.learning_rate:g}"
     )
 
 
-def _rank(run: Evidence) -> Iterator[str]:
+def _rate(run: Evidence) -> Iterator[str]:
+    """Steps that are too large need not diverge; a loss that stands where it began may also have had too small ones."""
     if run.diverged or run.held_out_exact >= _LOW or not flat(run.losses):
         return
+    stands, began, rate = _second_half(run), run.losses[0], run.learning_rate
+    if stands > _WORSE * began or rate > _BOLD:
+        yield (
+            f"the loss has stood at {stands:.3g} for the second half of the run, and began at {began:.3g}: the learning rate "
+            f"{rate:g} is too high; try {min(rate / 3, _HIGH):.1g}, or more warmup_steps"
+        )
+    elif stands * _WORSE > began:
+        yield (
+            f"the loss stands where it began ({began:.3g}): the learning rate {rate:g} is too high, or too low; compare: "
+            f"--sweep learning_rate={rate / 10:.1g},{rate * 10:.1g}"
+        )
+
+
+def _rank(run: Evidence) -> Iterator[str]:
+    if run.diverged or not _NONE <= run.held_out_exact < _LOW or not flat(run.losses):
+        return
+    if (stands := _second_half(run)) > _FELL * run.losses[0] or run.learning_rate > _BOLD:
+        return
     yield (
-        f"the loss has stood at {_mean(run.losses[len(run.losses) // 2 :]):.3g} for the second half of the run, and only "
+        f"the loss has stood at {stands:.3g} for the second half of the run, and only "
         f"{run.held_out_exact:.0%} of held-out answers are right: rank {run.rank} may be too low; try {2 * run.rank}, "
         f"or compare: --sweep rank={run.rank},{2 * run.rank}{_beyond(2 * run.rank)}"
     )
@@ -121,8 +144,21 @@ def flat(losses: tuple[float, ...]) -> bool:
     return abs(third - last) < _FLAT * max(losses[0], 1e-9)
 
 
+def _second_half(run: Evidence) -> float:
+    return _mean(run.losses[len(run.losses) // 2 :])
+
+
 def _mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
 
 
-_RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (_diverged, _cut, _scale, _rank, _short, _overfit, _data)
+_RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
+    _diverged,
+    _rate,
+    _cut,
+    _scale,
+    _rank,
+    _short,
+    _overfit,
+    _data,
+)

@@ -14,21 +14,26 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.errors import InvalidAdapter
-from engine.registry.file_checks import CONFIG, RUN, WEIGHTS
+from engine.registry.checks import FULL
+from engine.registry.file_checks import CONFIG, RUN, WEIGHTS, read_json
 from engine.registry.fingerprint import check_base
+from engine.tuning.recipe import Quantization
 
 Tensors = dict[str, torch.Tensor]
 _KEPT = frozenset({CONFIG, WEIGHTS, RUN, "README.md"})
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|default)\.")
 _MAGNITUDE = re.compile(r"(.*)\.lora_magnitude_vector(?:\.weight)?$")
 _PREFIX = "base_model.model."
+_LFS = b"version https://git-lfs"  # how a file begins that stands for one that was not fetched
+_FOUR_BITS = get_args(Quantization.model_fields["type"].annotation)
+PRECISIONS = (FULL, *(f"{kind}{double}" for kind in _FOUR_BITS for double in ("", "-double")))
 _SAME = 1e-3  # relative difference of two lengths that rounding to 16 bits explains
 
 
@@ -40,11 +45,17 @@ class Imported:
     left_out: tuple[str, ...]
 
 
-def import_adapter(source: Path, target: Path, base: Path | None = None, initial: Path | None = None) -> Imported:
+def import_adapter(
+    source: Path,
+    target: Path,
+    base: Path | None = None,
+    initial: Path | None = None,
+    precision: str | None = None,
+) -> Imported:
     """Write the plain LoRA that `source` amounts to into the new folder `target`.
 
-    `base` is needed for PiSSA and DoRA, unless `initial` holds the adapter as it began. Raises InvalidAdapter naming what
-    cannot be converted.
+    `base` is needed for PiSSA and DoRA, unless `initial` holds the adapter as it began. `precision`, one of PRECISIONS, is how
+    the base was held in training, where the folder does not say. Raises InvalidAdapter naming what cannot be converted.
     """
     config, tensors = _read(source)
     done = []
@@ -63,6 +74,8 @@ def import_adapter(source: Path, target: Path, base: Path | None = None, initial
         tensors = _difference(tensors, config, _beginning(beginning, tensors, config, base, initial))
         done.append(f"{beginning}, as plain LoRA of twice the rank")
     _write(target, source, config, tensors)
+    if precision:
+        _note_precision(target, precision)
     return Imported(tuple(done), tuple(sorted(path.name for path in source.iterdir() if path.name not in _KEPT)))
 
 
@@ -76,10 +89,15 @@ def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
         raise InvalidAdapter(
             "files", WEIGHTS, problem, fix="Save the adapter with safe_serialization." if pickle else fix
         )
+    config = read_json(source, CONFIG)
     try:
-        return json.loads((source / CONFIG).read_text()), load_file(source / WEIGHTS)
-    except ValueError as error:
-        raise InvalidAdapter("json", CONFIG, "the file is not JSON", fix=fix) from error
+        return config, load_file(source / WEIGHTS)
+    except SafetensorError as error:
+        with (source / WEIGHTS).open("rb") as file:
+            pointer = file.read(len(_LFS)) == _LFS
+        problem = "it only stands for a file that git-lfs has not fetched" if pointer else f"it is damaged: {error}"
+        fix = "Fetch it: git lfs pull." if pointer else "Copy the adapter again."
+        raise InvalidAdapter("files", WEIGHTS, problem, fix=fix) from error
 
 
 def _plain_names(tensors: Tensors) -> tuple[Tensors, bool]:
@@ -98,8 +116,16 @@ def _needed(base: Path | None, field: str, what: str) -> Path:
 
 
 def _scale(config: Mapping[str, Any]) -> float:
-    rank = float(config["r"])
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank, alpha = _number(config, "r"), _number(config, "lora_alpha")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _number(config: Mapping[str, Any], field: str) -> float:
+    value = config.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        fix = f"Write {CONFIG} again with the program that made it."
+        raise InvalidAdapter("config", f"{CONFIG}: {field}", "it is missing, or no number above 0", fix=fix)
+    return float(value)
 
 
 def _modules(tensors: Tensors) -> list[str]:
@@ -188,3 +214,11 @@ def _write(target: Path, source: Path, config: dict[str, Any], tensors: Tensors)
     for name in (RUN, "README.md"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _note_precision(target: Path, precision: str) -> None:
+    """Have the run's record say how the base was held, beside whatever else it says."""
+    run = read_json(target, RUN) if (target / RUN).is_file() else {}
+    about = run.get("base")
+    run["base"] = {**(about if isinstance(about, dict) else {}), "precision": precision}
+    (target / RUN).write_text(json.dumps(run, indent=2) + "\n")

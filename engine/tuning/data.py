@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, time
+from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidRecipe, InvalidRows
 from engine.tuning.jsonl import BadRow, parsed
 
 ROLES = ("system", "user", "assistant")
+_TURN = {"role", "content"}
+_UNHEEDED = ("tools", "functions")  # of a row: they would change how it is rendered; other keys are notes of its author
 _DATASETS = "datasets:"
 
 
@@ -51,7 +54,7 @@ class Rows:
 
 
 def read_rows(source: str) -> Rows:
-    """Read a file, an fsspec URL or `datasets:NAME[:SPLIT]`.
+    """Read a file, an fsspec URL or `datasets:NAME[:SPLIT]`; a dataset's configuration is `datasets:OWNER/NAME/CONFIG[:SPLIT]`.
 
     Raises InvalidRecipe when it cannot be opened, and InvalidRows naming each bad row with its reason.
     """
@@ -75,19 +78,17 @@ def _digest(text: str) -> str:
 
 
 def _file_text(source: str) -> str:
-    import aiohttp
     import fsspec
 
     try:
-        with fsspec.open(source, "rt", encoding="utf-8", compression="infer") as file:
+        with fsspec.open(source, "rt", encoding="utf-8-sig", compression="infer") as file:  # some editors write a BOM
             return str(file.read())
     except UnicodeDecodeError as error:
         raise InvalidRecipe("data", f"{source} is not UTF-8 text") from error
     except ImportError as error:
         fix = f"pip install {error.name or 's3fs'}, or copy the file here."
         raise InvalidRecipe("data", f"{source} needs a package that is not installed: {error}", fix=fix) from error
-    # EOFError and zlib's: a compressed file that is damaged; aiohttp's: a server that refuses.
-    except (OSError, ValueError, EOFError, zlib.error, aiohttp.ClientError) as error:
+    except Exception as error:  # each file system and each compression has errors of its own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InvalidRecipe("data", f"cannot read {source}: {reason}", fix="Correct the path or URL.") from error
 
@@ -99,18 +100,42 @@ def _dataset_text(source: str) -> str:
         fix = "pip install datasets, or save the rows as JSONL."
         raise InvalidRecipe("data", "rows from the Hub need the package datasets", fix=fix) from error
     name, _, split = source.removeprefix(_DATASETS).partition(":")
-    rows = load_dataset(name, split=split or "train")
-    return "\n".join(json.dumps(dict(row), ensure_ascii=False, sort_keys=True) for row in rows)
+    config = None
+    if name.count("/") == 2 and not Path(name).exists():  # a name on the Hub has one at most
+        name, _, config = name.rpartition("/")
+    try:
+        rows = load_dataset(name, config, split=split or "train")
+        return "\n".join(_json_line(row, number, source) for number, row in enumerate(rows, 1))
+    except InvalidRows:
+        raise
+    except Exception as error:  # it raises whatever its loaders, Arrow and the Hub's client do
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        fix = f"Correct {_DATASETS}NAME[:SPLIT] or {_DATASETS}OWNER/NAME/CONFIG[:SPLIT], or save the rows as JSONL."
+        raise InvalidRecipe("data", f"cannot read {source}: {why}", fix=fix) from error
+
+
+def _json_line(row: Any, number: int, source: str) -> str:
+    def plain(value: Any) -> str:
+        if isinstance(value, date | time):
+            return value.isoformat()
+        raise TypeError(f"it holds {type(value).__name__}, which is no JSON")
+
+    try:
+        return json.dumps(dict(row), ensure_ascii=False, sort_keys=True, default=plain)
+    except TypeError as error:
+        raise InvalidRows(source, [(number, str(error))], fix="Save the columns that are needed as JSONL.") from error
 
 
 def parse_row(line: str, number: int) -> Row:
     """One line as a row; raises BadRow with the reason."""
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow("it is not JSON") from None
     if not isinstance(content, dict):
         raise BadRow("it is no JSON object")
+    if unheeded := [key for key in _UNHEEDED if content.get(key)]:
+        raise BadRow(f"its {unheeded[0]} would not be learnt from: write them into a message, or remove them")
     if "messages" in content:
         return Row(number, messages=tuple(_conversation(content["messages"])))
     if "prompt" not in content or "completion" not in content:
@@ -125,7 +150,15 @@ def parse_row(line: str, number: int) -> Row:
         raise BadRow("its prompt is empty")
     if not completion.strip():
         raise BadRow("its completion is empty: there is nothing to learn")
-    return Row(number, prompt, completion)
+    return Row(number, _text(prompt), _text(completion))
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("it holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    return text
 
 
 def _listed(content: dict[str, Any]) -> str:
@@ -139,7 +172,7 @@ def _conversation(turns: Any) -> Iterator[dict[str, str]]:
     for at, turn in enumerate(turns, 1):
         _check_turn(turn, at, before)
         before = turn["role"]
-        yield {"role": turn["role"], "content": turn["content"]}
+        yield {"role": turn["role"], "content": _text(turn["content"])}
     if before != "assistant":
         raise BadRow(f"its last message is by {before!r}: there is no answer to learn")
 
@@ -150,6 +183,8 @@ def _check_turn(turn: Any, at: int, before: str) -> None:
     role = turn.get("role")
     if role not in ROLES:
         raise BadRow(f"message {at} has the role {role!r}; use {', '.join(ROLES)}")
+    if unknown := sorted(key for key in set(turn) - _TURN if turn[key] is not None):
+        raise BadRow(f"message {at} has {unknown[0]!r}, which would not be learnt from: use role and content only")
     if role == "system" and at > 1:
         raise BadRow(f"message {at} is a system message, which may only come first")
     if role == "assistant" and before in ("", "system"):

@@ -54,16 +54,19 @@ def read_shape(folder: Path) -> Shape:
 def target_names(recipe: Recipe, shape: Shape) -> list[str]:
     """The last names of the layers that get an adapter; raises InvalidRecipe listing those that exist."""
     existing = sorted({name.rpartition(".")[2] for name in shape.linear})
+    found, problem = existing, "it names none of the base's layers"
     match recipe.lora.targets:
         case "all-linear":
-            return existing
+            pass
         case "attention":
-            return sorted({name.rpartition(".")[2] for name in shape.linear if _ATTENTION.search(name)})
+            found = sorted({name.rpartition(".")[2] for name in shape.linear if _ATTENTION.search(name)})
         case names:
+            found = list(names)
             if unknown := [name for name in names if name not in existing]:
-                problem = f"the base has no layer {', '.join(map(repr, unknown))}"
-                raise InvalidRecipe("lora.targets", problem, fix=f"It has: {', '.join(existing)}.")
-            return list(names)
+                found, problem = [], f"the base has no layer {', '.join(map(repr, unknown))}"
+    if not found:
+        raise InvalidRecipe("lora.targets", problem, fix=f"It has: {', '.join(existing)}.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, RequestError
 from engine.intervals import mean_interval, wilson
 from engine.tuning.suite import MAX_TOKENS, Case, Suite, normal
 
@@ -33,24 +33,54 @@ class Answer:
 
 @dataclass(frozen=True)
 class Options:
-    """How to ask."""
+    """How to ask; a request waits for the `concurrency` others in front of it, so its deadline is a long one."""
 
     max_tokens: int = MAX_TOKENS
     concurrency: int = 64
     loglik: bool = False
     stop: tuple[str, ...] = ()
+    timeout_s: float = 3600.0
 
 
 async def evaluate(
     client: AsyncClient, suite: Suite, who: Sequence[str], options: Options, step: Callable[[], None]
 ) -> dict[str, Any]:
-    """Ask every row of each of `who` ("base": the base alone), greedily and side by side; returns the record to keep."""
-    places = asyncio.Semaphore(options.concurrency)
+    """Ask every row of each of `who` ("base": the base alone); returns the record to keep. Raises as `ask` does."""
     started = time.monotonic()
+    answers = await ask(client, suite, who, options, step)
+    seconds = time.monotonic() - started
+    served = await client.engine()
+    return {
+        "suite": suite.name,
+        "suite_digest": suite.digest,
+        "rows": len(suite.cases),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
+        "engine": served.engine,
+        "dtype": served.compute_dtype,
+        "max_tokens": options.max_tokens,
+        "stop": list(options.stop),
+        "seconds": round(seconds, 2),
+        "results": {name: summary(suite, told) for name, told in zip(who, answers, strict=True)},
+    }
+
+
+async def ask(
+    client: AsyncClient, suite: Suite, who: Sequence[str], options: Options, step: Callable[[], None]
+) -> list[list[Answer]]:
+    """What each of `who` answers to the suite's rows, greedily and side by side.
+
+    The first call that fails ends it with its own error, which then names the row.
+    """
+    places = asyncio.Semaphore(options.concurrency)
 
     async def one(name: str, case: Case) -> Answer:
         async with places:
-            answer = await _ask(client, name, case, options)
+            try:
+                answer = await _ask(client, name, case, options)
+            except RequestError as error:
+                error.message = f"row {case.number} of {suite.name}, asked of {name}: {error.message}"
+                raise
         step()
         return answer
 
@@ -61,23 +91,8 @@ async def evaluate(
             tasks = [group.create_task(one(name, case)) for name, case in work]
     except ExceptionGroup as errors:  # the first ended the others; a caller knows errors, not groups of them
         raise errors.exceptions[0] from None
-    answers: dict[str, list[Answer]] = {name: [] for name in who}
-    for (name, _), task in zip(work, tasks, strict=True):
-        answers[name].append(task.result())
-    seconds = time.monotonic() - started
-    served = await client.engine()
-    return {
-        "suite": suite.name,
-        "suite_digest": suite.digest,
-        "rows": len(suite.cases),
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": {"name": served.base.name, "fingerprint": served.base.fingerprint, "precision": served.base.dtype},
-        "engine": served.engine,
-        "max_tokens": options.max_tokens,
-        "stop": list(options.stop),
-        "seconds": round(seconds, 2),
-        "results": {name: summary(suite, answers[name]) for name in who},
-    }
+    answers = [task.result() for task in tasks]
+    return [answers[at :: len(who)] for at in range(len(who))]
 
 
 async def _ask(client: AsyncClient, name: str, case: Case, options: Options) -> Answer:
@@ -89,20 +104,25 @@ async def _ask(client: AsyncClient, name: str, case: Case, options: Options) -> 
         max_tokens=case.max_tokens or options.max_tokens,
         temperature=0,
         stop=options.stop or None,
+        timeout_s=options.timeout_s,
     )
-    loglik = await _loglik(client, adapter, case, question) if options.loglik and "exact" in case.wanted else None
+    wants = options.loglik and "exact" in case.wanted
+    loglik = await _loglik(client, adapter, case, question, options.timeout_s) if wants else None
     return Answer(answer.text, case.check(answer.text), loglik)
 
 
-async def _loglik(client: AsyncClient, adapter: str | None, case: Case, question: dict[str, Any]) -> float:
+async def _loglik(
+    client: AsyncClient, adapter: str | None, case: Case, question: dict[str, Any], timeout_s: float
+) -> float:
     """The mean natural log likelihood of the right answer's tokens, after the question."""
-    asked = (await client.count_tokens(**question)).token_ids
-    told = (await client.count_tokens(case.wanted["exact"])).token_ids
+    asked = (await client.count_tokens(**question, timeout_s=timeout_s)).token_ids
+    told = (await client.count_tokens(case.wanted["exact"], timeout_s=timeout_s)).token_ids
     if len(told) > 1 and told[0] == asked[0] and (await client.count_tokens("a")).token_ids[0] == told[0]:
         told = told[1:]  # the tokenizer begins every text with the same token
     answer = await client.generate(
-        adapter=adapter, prompt=[*asked, *told], max_tokens=1, temperature=0, prompt_logprobs=0
-    )
+        adapter=adapter, prompt=[*asked, *told], max_tokens=1, temperature=0, prompt_logprobs=0,
+        timeout_s=timeout_s,
+    )  # fmt: skip
     places = answer.prompt_logprobs[-len(told) :]
     return sum(place.token.logprob for place in places) / len(places)
 

@@ -8,6 +8,7 @@ the quantisation error of its base, so it is merged into the dequantised weights
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.tuning.deltas import Deltas
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CARD = "README.md"
+_QUANTISED = re.compile(r"[48]|awq|gptq|gguf")  # nf4, int8, 4bit, q4_k_m
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """Takes a module's name and its weight, returns the weight to write, float32."""
 
@@ -53,8 +55,14 @@ def four_bits(weight: torch.Tensor, precision: str) -> torch.Tensor:
 
 
 def check_target(base: Path, target: str) -> None:
-    """Raise MergeRefused when the merge would be into quantised weights, by request or because the base has no others."""
-    if target not in ("auto", "base", "dequantized"):
+    """Raise MergeRefused when the merge would be into quantised weights, by request or because the base has no others.
+
+    Also when nothing is known by the name `target`.
+    """
+    known = target in ("auto", "base", "dequantized")
+    if not known and not _QUANTISED.search(target.casefold()):
+        raise MergeRefused(f"unknown target {target!r}", fix="Merge onto base, dequantized or auto.")
+    if not known:
         raise MergeRefused(
             f"merging into {target} weights would erase the adapter: its change is a small part of a 4-bit step, and "
             "rounds away",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from engine.errors import MergeRefused
-from engine.tuning.base_model import load_base
+from engine.tuning.base_model import load_base, takes
 from engine.tuning.deltas import Deltas
 from engine.tuning.judging import prompts
 from engine.tuning.merge import Change, four_bits, is_linear
@@ -24,6 +24,8 @@ _TEXTS = (
     "Once upon a time there was", "In no event shall the Supplier", "Please cancel my subscription",
 )  # fmt: skip
 _COMPARED = 32  # questions of a suite
+_PLACES_OF_ONE = 256  # of a text: comparing two takes eight times what its logits do
+_PLACES = 2048  # of all texts together whose logits are held: 1.2 GB of them at a vocabulary of 150,000
 _LEAST_AGREEMENT = {"float32": 0.999, "bfloat16": 0.95, "float16": 0.98}
 _MOST_KL = {"float32": 1e-6, "bfloat16": 0.02, "float16": 0.005}
 
@@ -55,19 +57,26 @@ def reference(base: Path, adapter: Path, precision: str) -> Any:
 
 
 @torch.no_grad()
-def logits_of(model: Any, texts: Sequence[list[int]]) -> list[torch.Tensor]:
-    """The logits of each text, (tokens, vocabulary)."""
+def logits_of(model: Any, texts: Sequence[list[int]]) -> Iterator[torch.Tensor]:
+    """The logits at the end of each text, (places, vocabulary), one text after the other, so that few are in memory."""
     model.eval()
-    return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in texts]
+    most = max(1, min(_PLACES // len(texts), _PLACES_OF_ONE))
+    keep = {"logits_to_keep": most} if takes(model, "logits_to_keep") else {}
+    for ids in texts:
+        yield model(input_ids=torch.tensor([ids]), use_cache=False, **keep).logits[0, -most:].float()
 
 
-def likeness(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Likeness:
-    """Compare logits text by text."""
-    largest = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
-    p = torch.cat([a.log_softmax(-1) for a in wanted])
-    q = torch.cat([b.log_softmax(-1) for b in found])
-    kl = float((p.exp() * (p - q)).sum(-1).mean())
-    return Likeness(largest, 0.0 if kl < 0 else kl, float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+def likeness(wanted: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> Likeness:
+    """Compare logits text by text; neither side need be in memory as a whole."""
+    largest = kl = 0.0
+    agreeing = places = 0
+    for a, b in zip(wanted, found, strict=True):
+        largest = max(largest, float((a - b).abs().max()))
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+        agreeing += int((a.argmax(-1) == b.argmax(-1)).sum())
+        places += len(a)
+    return Likeness(largest, 0.0 if kl < 0 else kl / places, agreeing / places)
 
 
 def check_likeness(found: Likeness, dtype: str) -> None:

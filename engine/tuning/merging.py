@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.errors import MergeRefused
 from engine.registry.checks import FULL
 from engine.registry.fingerprint import check_base
 from engine.tuning import merge
@@ -24,23 +25,37 @@ from engine.tuning.merge_check import (
     reference,
     texts_of,
 )
-from engine.tuning.suite import Suite
+from engine.tuning.suite import MAX_TOKENS, Suite
 
 _SHOWN = "nf4-double"  # what most people would merge into
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """A suite, and how it is asked."""
+
+    suite: Suite
+    max_tokens: int = MAX_TOKENS
+    stop: tuple[str, ...] = ()
+
+
 class Merging:
-    """A version's folder, its base, and a suite to score on, if any; the reference's answers are computed once."""
+    """A version's folder, its base, and what to score on, if anything; the reference's answers are computed once."""
 
     def __init__(
-        self, folder: Path, precision: str, base: Path, suite: Suite | None, report: Callable[[str, str, float], None]
+        self,
+        folder: Path,
+        precision: str,
+        base: Path,
+        scoring: Scoring | None,
+        report: Callable[[str, str, float], None],
     ) -> None:
-        self.precision, self.base, self.suite, self.report = precision, base, suite, report
+        self.precision, self.base, self.scoring, self.report = precision, base, scoring, report
         self.folder = folder
         self.deltas = Deltas.read(folder)
         self.tokenizer = load_tokenizer(base)
-        self.texts = texts_of(suite, self.tokenizer)
+        self.texts = texts_of(scoring.suite if scoring else None, self.tokenizer)
         self._trained: tuple[list[torch.Tensor], Judged | None] | None = None
 
     @property
@@ -48,13 +63,23 @@ class Merging:
         """Logits and score of base and adapter as it was trained."""
         if self._trained is None:
             self.report("comparing", "base and adapter, as trained", 0.1)
-            self._trained = self._measured(reference(self.base, self.folder, self.precision))
+            self._trained = self._held(reference(self.base, self.folder, self.precision))
         return self._trained
 
-    def choose(self, onto: str) -> tuple[str, dict[str, Any]]:
-        """Which weights to merge onto, and what spoke for each; only a QLoRA version has a choice."""
+    def choose(self, onto: str, *, check: bool) -> tuple[str, dict[str, Any]]:
+        """Which weights to merge onto, and what spoke for each; only a QLoRA version has a choice.
+
+        With a target that was named and no `check`, no model is loaded. Raises MergeRefused when nothing can be dequantised.
+        """
+        if self.precision == FULL and onto == "dequantized":
+            raise MergeRefused(
+                "the version was not trained on a base in 4 bits, so there is nothing to dequantise",
+                fix="Merge onto base. If it was, by another trainer, import it again: adapters import --precision nf4-double.",
+            )
         if self.precision == FULL:
             return "base", {}
+        if onto != "auto" and not check:
+            return onto, {}
         names = ("dequantized", "base") if onto == "auto" else (onto,)
         choices = {}
         for name in names:
@@ -89,12 +114,13 @@ class Merging:
 
     def _compare(self, out: Path, onto: str, written: str) -> dict[str, Any]:
         if onto == "base" and self.precision != FULL:  # it is not what was trained: compare with what was merged
-            wanted, score = self._measured(reference(self.base, self.folder, FULL))
+            wanted, score = self._held(reference(self.base, self.folder, FULL))
         else:
             wanted, score = self.trained
-        found, merged = self._measured(load_base(out, torch.float32))
-        alike = likeness(wanted, found)
+        model = load_base(out, torch.float32)
+        alike = likeness(wanted, logits_of(model, self.texts))
         check_likeness(alike, written)
+        merged = self._score(model)
         scores = {"accuracy": merged.accuracy, "accuracy_unmerged": score.accuracy} if merged and score else {}
         return {"likeness": asdict(alike), **scores}
 
@@ -125,13 +151,18 @@ class Merging:
         score = self.trained[1]
         return {"accuracy": score.accuracy if score else None, "kl": 0.0, "agreement": 1.0}
 
-    def _measured(self, model: Any) -> tuple[list[torch.Tensor], Judged | None]:
-        return logits_of(model, self.texts), judge(model, self.suite, self.tokenizer) if self.suite else None
+    def _held(self, model: Any) -> tuple[list[torch.Tensor], Judged | None]:
+        """What other models are compared with."""
+        return [*logits_of(model, self.texts)], self._score(model)
+
+    def _score(self, model: Any) -> Judged | None:
+        how = self.scoring
+        return judge(model, how.suite, self.tokenizer, how.max_tokens, how.stop) if how else None
 
     def _beside(self, model: Any) -> dict[str, Any]:
         """A model beside the one as trained."""
-        logits, score = self._measured(model)
-        alike = likeness(self.trained[0], logits)
+        alike = likeness(self.trained[0], logits_of(model, self.texts))
+        score = self._score(model)
         return {"accuracy": score.accuracy if score else None, "kl": alike.kl, "agreement": alike.agreement}
 
     def card(self, out: Path, ref: str, digest: str, fingerprint: str, facts: dict[str, Any]) -> None:

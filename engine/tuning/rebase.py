@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InvalidAdapter, InvalidRecipe
-from engine.registry.checks import Limits, check_adapter
+from engine.errors import InvalidAdapter, InvalidRecipe, InvalidRows
+from engine.registry.checks import FULL, Limits, check_adapter, precision_of
 from engine.registry.fingerprint import Base
-from engine.tuning.data import digest_of
-from engine.tuning.recipe import Recipe, parse_recipe
+from engine.tuning.data import digest_of, read_rows
+from engine.tuning.recipe import Recipe, anchored, parse_recipe
 from engine.tuning.suite import MAX_TOKENS, Suite, read_suite
 
 _ANY = Limits(max_rank=512, max_bytes=1 << 40)
+_LARGEST = 1 << 30  # bytes of a file of rows that is not called so
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Fit:
 def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: Base) -> Fit:
     """Judge a version's files against a new base. `fingerprint` is that of the base it was trained on; empty if unknown."""
     if fingerprint == base.fingerprint:
+        if (precision := precision_of(run)) != FULL:
+            why = f"trained on these very weights and tokenizer, but in {precision[:20]}, another model: evaluate it here first"
+            return Fit(ref, True, why, False)
         return Fit(ref, True, "trained on these very weights, tokenizer and precision", False)
     can = bool(run.get("recipe") and run.get("data"))
     again = "loraplex readapt can train it again" if can else "no stored recipe: train it again by hand"
@@ -44,25 +48,57 @@ def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: 
     return Fit(ref, False, f"its layers fit, but it was trained on other weights, tokenizer or precision; {again}", can)
 
 
-def find_data(folders: Sequence[Path], digests: Sequence[str]) -> dict[str, Path]:
-    """Find files by the SHA-256 of their text or bytes, wherever they lie below `folders` and whatever they are called."""
-    wanted = set(digests)
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*.jsonl*")):
-            for digest in wanted.intersection(_digests(path)):
-                found.setdefault(digest, path.resolve())
+def own_data(run: dict[str, Any]) -> dict[str, str]:
+    """The sources that a version's recipe names itself, as far as they can be read here, by the digest that they have now."""
+    named = (run.get("recipe") or {}).get("data") or {}
+    found = {}
+    for source in (named.get("train"), named.get("held_out")):
+        if isinstance(source, str):
+            place = anchored(source, Path())
+            with suppress(InvalidRecipe, InvalidRows):
+                found[read_rows(place).digest] = place
     return found
+
+
+def find_data(folders: Sequence[Path], digests: Sequence[str]) -> dict[str, Path]:
+    """Find files by the SHA-256 of their text or bytes, wherever they lie below `folders` and whatever they are called.
+
+    What is called .jsonl is tried first, then all that is not hidden nor larger than 1 GiB.
+    """
+    wanted = set(digests) - {""}
+    found: dict[str, Path] = {}
+    for path in _candidates(folders):
+        if wanted <= found.keys():
+            break
+        for digest in wanted.intersection(_digests(path)):
+            found.setdefault(digest, path.resolve())
+    return found
+
+
+def _candidates(folders: Sequence[Path]) -> list[Path]:
+    likely, others = [], []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            with suppress(OSError):  # what may not be looked at
+                if not path.is_file():
+                    continue
+                hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+                if ".jsonl" in path.name:
+                    likely.append(path)
+                elif not hidden and path.stat().st_size <= _LARGEST:
+                    others.append(path)
+    return likely + others
 
 
 def _digests(path: Path) -> Iterator[str]:
     """A suite is known by its bytes, training data by its text."""
-    yield f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    with suppress(OSError), path.open("rb") as file:
+        yield f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     with suppress(InvalidRecipe):
         yield digest_of(str(path))
 
 
-def recipe_for(run: dict[str, Any], base: Path, data: dict[str, Path], ref: str) -> Recipe:
+def recipe_for(run: dict[str, Any], base: Path, data: Mapping[str, str | Path], ref: str) -> Recipe:
     """A version's own recipe, with another base, and its data where it lies now.
 
     Raises InvalidRecipe when the version has no recipe, or its data has changed or is not there.
@@ -75,7 +111,10 @@ def recipe_for(run: dict[str, Any], base: Path, data: dict[str, Path], ref: str)
         if side == "held_out" and not isinstance(content["data"].get("held_out"), str):
             continue
         if digests[side] not in data:
-            problem = f"the data of {ref} ({side}, {digests[side][:19]}) is not in the folders that were named"
+            problem = (
+                f"the data of {ref} ({side}, {digests[side][:19]}) is not in the folders that were named, nor at "
+                f"{content['data'][side]}"
+            )
             raise InvalidRecipe(
                 f"data.{side}", problem, fix="Name the folder that holds the unchanged file: --data FOLDER."
             )
@@ -98,6 +137,18 @@ class Verdict:
     def good(self) -> bool:
         """Whether the new version is at least as good; records keep four digits."""
         return round(self.new, 4) >= round(self.old, 4)
+
+
+def refusal(verdicts: Sequence[Verdict]) -> str:
+    """Why a new version is not to be published; empty when it is as good as one that was right at times.
+
+    Where the old one was never right, as with free text that has to be exact, any new one would be as good.
+    """
+    if not all(verdict.good for verdict in verdicts):
+        return "not as good"
+    if not any(verdict.old > 0 for verdict in verdicts):
+        return "nothing to compare with: no answer of the old one was right"
+    return ""
 
 
 def on_held_out(old: dict[str, Any], new: dict[str, Any]) -> Verdict:

@@ -16,7 +16,7 @@ from rapidfuzz import process
 from engine.config import load_settings, read_yaml, without_nul
 from engine.errors import BadConfiguration, InvalidRecipe
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class _Section(BaseModel):
@@ -70,14 +70,14 @@ class Training(_Section):
     """Steps, batches, optimiser. A step learns from `batch_size` times `accumulation` rows."""
 
     steps: Positive | None = None
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
     batch_size: Positive = 8
     accumulation: Positive = 1
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(5, ge=0)
     weight_decay: float = Field(0.0, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=False)
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
@@ -126,8 +126,8 @@ class Recipe(_Section):
 def load_recipe(file: Path, changes: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe, with `changes` by dotted key, such as {"lora.rank": 8}; raises InvalidRecipe naming the key."""
     recipe = parse_recipe(written_recipe(file, changes))
-    anchored = {"base": _anchored(recipe.base, file.parent), "data": _anchor(recipe.data, file.parent)}
-    return recipe.model_copy(update=anchored)
+    places = {"base": anchored(recipe.base, file.parent), "data": _anchor(recipe.data, file.parent)}
+    return recipe.model_copy(update=places)
 
 
 def written_recipe(file: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -200,15 +200,16 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def _anchored(path: str, folder: Path) -> str:
+def anchored(path: str, folder: Path) -> str:
+    """A recipe's path, seen from the folder that the recipe is in; URLs and data sets stay as they are."""
     if "://" in path or path.startswith("datasets:"):
         return path
     return str((folder / path).resolve())
 
 
 def _anchor(data: Data, folder: Path) -> Data:
-    held_out = _anchored(data.held_out, folder) if isinstance(data.held_out, str) else data.held_out
-    return data.model_copy(update={"train": _anchored(data.train, folder), "held_out": held_out})
+    held_out = anchored(data.held_out, folder) if isinstance(data.held_out, str) else data.held_out
+    return data.model_copy(update={"train": anchored(data.train, folder), "held_out": held_out})
 
 
 TEMPLATE = """\
@@ -219,7 +220,8 @@ method: lora                  # qlora: the same, with the base in 4 bits (a thir
 
 data:
   train: train.jsonl          # one row a line: {"messages": [...]} or {"prompt": ..., "completion": ...}
-                              # a file, an fsspec URL (s3://, https://, ...), or datasets:NAME[:SPLIT]
+                              # a file, an fsspec URL (s3://, https://, ...), datasets:NAME[:SPLIT],
+                              # or datasets:OWNER/NAME/CONFIG[:SPLIT]
   held_out: 0.1               # a share of the rows, never trained on; better: a file of its own
   max_length: 1024            # tokens of a row; what is longer loses its end
   packing: true               # a batch's rows end to end without padding; no row sees another

@@ -67,6 +67,11 @@ def _base(record: dict[str, Any]) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
+def _computed_in(record: dict[str, Any], dtype: str) -> bool:
+    """Whether an evaluation may have been computed in this precision: those of old servers do not say."""
+    return not dtype or record.get("dtype", "") in ("", dtype)
+
+
 def failures(
     conditions: Sequence[Condition],
     ref: str,
@@ -74,10 +79,11 @@ def failures(
     records: Sequence[dict[str, Any]],
     others: Sequence[dict[str, Any]],
     base: str,
+    dtype: str = "",
 ) -> list[str]:
     """What is not met by the latest of a version's `records`, each with the numbers; `others` are the current version's.
 
-    Only what was measured on the base with the fingerprint `base` counts: it names the weights and their precision.
+    Only what was measured on the base with the fingerprint `base` counts, and in the precision `dtype` where it is known.
     """
     if not records:
         return [f"{ref} has no evaluation: loraplex eval {ref} SUITE.jsonl"]
@@ -86,6 +92,11 @@ def failures(
         other = _base(records[-1])
         named = f"{other.get('name', 'unknown')}, {other.get('precision', 'unknown')}"
         return [f"{ref} was evaluated on another base only ({named}): loraplex eval {ref} SUITE.jsonl, on its own"]
+    elsewhere = [one["dtype"] for one in counted if not _computed_in(one, dtype)]
+    counted, others = ([one for one in some if _computed_in(one, dtype)] for some in (counted, others))
+    if not counted:
+        fix = f"loraplex eval {ref} SUITE.jsonl, on this one"
+        return [f"{ref} was evaluated in {elsewhere[-1]} only, and this server computes in {dtype}: {fix}"]
     latest = counted[-1]
     own = latest["results"][ref]
     found = []

@@ -8,15 +8,18 @@
     tensorboard/       the same for TensorBoard
     checkpoints/       the latest and the best
     train.log          what libraries printed
+    lock               locked as long as a process trains the run
     adapter/           the PEFT folder with run.json: what `loraplex adapters publish` takes
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -70,6 +73,17 @@ class RunFolder:
         if changed := [what for what, digest in found.items() if began.get(what) != digest]:
             problem = f"{' and '.join(changed)} changed since the run began"
             raise TrainingFailed(problem, fix="Start a new run, or put back what was there.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the run; raises TrainingFailed when one trains it already."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                problem = "another process is training this run"
+                raise TrainingFailed(problem, fix="Wait for it, or stop it, before you resume the run.") from error
+            yield
 
     @property
     def run_id(self) -> str:

@@ -1,11 +1,12 @@
-"""An evaluation suite: prompts, and what a right answer is. A file of training rows is one, too.
+"""An evaluation suite: prompts, and what a right answer is. A file of training rows is one, too, other keys in them and all.
 
     {"prompt": "...", "completion": " billing"}                       the answer is this text (case and outer space aside)
     {"messages": [...], "contains": ["refund"]}                       each of these texts is in the answer
     {"prompt": "...", "regex": "^[A-Z]{3}$"}                          the expression is found in the answer
     {"prompt": "...", "json_schema": {"type": "object", ...}}         the answer is JSON that fits the schema
 
-A row may have several; it is right when all hold. `metrics` says which of the keys are to count, if not all.
+A row may have several; it is right when all hold. `metrics` says which of the keys are to count, if not all. As in training, an
+answer may also be the last of the messages, and prompt and completion may both be lists of messages.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidRows
+from engine.tuning.data import ROLES
 from engine.tuning.jsonl import BadRow, parsed
 
 MAX_TOKENS = 64  # of an answer, unless its row or whoever asks says otherwise
 METRICS = ("exact", "contains", "regex", "json_schema")
 _KEYS = {"completion": "exact", "contains": "contains", "regex": "regex", "json_schema": "json_schema"}
 _OTHER = {"prompt", "messages", "metrics", "max_tokens", "id"}
+_KNOWN = sorted({*_KEYS, *_OTHER})
+_ALIKE = 0.85  # from 0 to 1, by difflib: "contain" and "contains" are, "idx" and "id" are not
+_MOST_TOKENS = 2**31 - 1  # what the API's field holds
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,11 @@ class Case:
     messages: tuple[dict[str, str], ...]
     wanted: dict[str, Any]
     max_tokens: int | None = None
+
+    @property
+    def asked(self) -> str:
+        """What is asked, for people: the prompt, or the last message."""
+        return self.messages[-1]["content"] if self.messages else self.prompt
 
     def check(self, answer: str) -> dict[str, bool]:
         """Which of the row's metrics hold for an answer."""
@@ -68,56 +80,96 @@ class Suite:
         return tuple(different) if all(found) and few else ()
 
 
-def read_suite(file: Path) -> Suite:
-    """Read and check a suite; raises InvalidRows naming every bad row."""
+def read_suite(file: Path, *, judged: bool = True) -> Suite:
+    """Read and check a suite; if its answers are not `judged`, rows need not say what a right one is.
+
+    Raises InvalidRows naming every bad row.
+    """
     try:
         data = file.read_bytes()
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InvalidRows(str(file), [(1, f"it cannot be read: {error.strerror}")], fix="Name a file.") from error
     except UnicodeDecodeError as error:
         raise InvalidRows(file.name, [(1, "it is not UTF-8 text")]) from error
-    cases = parsed(text, file.name, _case)
+    cases = parsed(text, file.name, partial(_case, judged=judged))
     return Suite(file.name, f"sha256:{hashlib.sha256(data).hexdigest()}", tuple(cases))
 
 
-def _case(line: str, number: int) -> Case:
+def _case(line: str, number: int, *, judged: bool) -> Case:
+    row = _plain(_object(line))
+    if bool(row["prompt"]) == bool(row["messages"]):
+        raise BadRow("it needs either a prompt or messages")
+    limit = row.get("max_tokens")
+    if limit is not None and not (isinstance(limit, int) and 1 <= limit <= _MOST_TOKENS):
+        raise BadRow(f"max_tokens is no whole number from 1 to {_MOST_TOKENS}")
+    wanted = _judged_by(row) if judged else {"exact": row["completion"]} if _is_text(row.get("completion")) else {}
+    return Case(number, row["prompt"], tuple(row["messages"]), wanted, limit)
+
+
+def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRow("it holds half of a character (a surrogate), which cannot be sent") from None
     except (ValueError, RecursionError):
         raise BadRow("it is not JSON") from None
     if not isinstance(row, dict):
         raise BadRow("it is no JSON object")
-    _check_kinds(row)
-    if unknown := sorted(set(row) - set(_KEYS) - _OTHER):
-        raise BadRow(f"it has an unknown key {unknown[0]!r}; known: {', '.join(sorted({*_KEYS, *_OTHER}))}")
-    prompt, messages, wanted = row.get("prompt", ""), row.get("messages", []), _wanted(row)
-    if messages and messages[-1]["role"] == "assistant":
-        wanted.setdefault("exact", messages[-1]["content"])
-        messages = messages[:-1]
-    if bool(prompt) == bool(messages):
-        raise BadRow("it needs either a prompt or messages")
-    if not wanted:
-        raise BadRow(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
-    return Case(number, prompt, tuple(messages), wanted, row.get("max_tokens"))
+    return row
 
 
-def _check_kinds(row: dict[str, Any]) -> None:
-    if not isinstance(row.get("prompt", ""), str):
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `prompt` a text or `messages` what is asked, and `completion`, if it says its answer, that text."""
+    prompt, turns, completion = row.get("prompt", ""), row.get("messages", []), row.get("completion")
+    if isinstance(prompt, list) != isinstance(completion, list) and completion is not None and not turns:
+        raise BadRow("prompt and completion must both be text, or both be lists of messages")
+    if isinstance(prompt, list) and not turns:
+        prompt, turns, completion = "", [*prompt, *(completion or [])], None
+    _check_turns(turns)
+    if turns and turns[-1]["role"] == "assistant":
+        *turns, answer = turns
+        prompt, completion = "", answer["content"] if completion is None else completion
+        if not turns:
+            raise BadRow("its only message is an answer: there is nothing to ask")
+    if not isinstance(prompt, str):
         raise BadRow("prompt is no text")
-    turns = row.get("messages", [])
+    plain = {**row, "prompt": prompt, "messages": turns, "completion": completion}
+    if completion is None:
+        del plain["completion"]
+    return plain
+
+
+def _check_turns(turns: Any) -> None:
     if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-        raise BadRow("messages is no list of objects with the texts role and content")
-    limit = row.get("max_tokens")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise BadRow("max_tokens is no whole number above 0")
-    chosen = row.get("metrics", "exact")
-    if not isinstance(chosen, str) and not (isinstance(chosen, list) and all(isinstance(one, str) for one in chosen)):
-        raise BadRow("metrics is neither a text nor a list of texts")
+        raise BadRow("messages is no list of objects with the texts role and content, and nothing else")
+    if unknown := [turn["role"] for turn in turns if turn["role"] not in ROLES]:
+        raise BadRow(f"a message has the role {unknown[0]!r}; use {', '.join(ROLES)}")
 
 
 def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+    return (
+        isinstance(turn, dict) and set(turn) == {"role", "content"} and all(isinstance(turn[key], str) for key in turn)
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _judged_by(row: dict[str, Any]) -> dict[str, Any]:
+    """Each metric with what it wants; a row that says its answer, as training rows do, may hold more than is known here."""
+    for key in sorted(set(row) - set(_KNOWN)):
+        alike = get_close_matches(key, _KNOWN, 1, _ALIKE)
+        if "completion" not in row or alike:
+            raise BadRow(f"it has an unknown key {key!r}; known: {', '.join(_KNOWN)}")
+    chosen = row.get("metrics", "exact")
+    if not isinstance(chosen, str) and not (isinstance(chosen, list) and all(isinstance(one, str) for one in chosen)):
+        raise BadRow("metrics is neither a text nor a list of texts")
+    if not (wanted := _wanted(row)):
+        raise BadRow(f"nothing says what a right answer is: give one of {', '.join(_KEYS)}")
+    return wanted
 
 
 def _wanted(row: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +184,7 @@ def _wanted(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _readable(metric: str, value: Any) -> Any:
-    if metric == "exact" and not (isinstance(value, str) and value.strip()):
+    if metric == "exact" and not _is_text(value):
         raise BadRow("completion is no text")
     if metric == "contains":
         texts = [value] if isinstance(value, str) else value

@@ -62,14 +62,18 @@ def _unforeseen(error: Exception) -> dict[str, Any]:
 
 
 def train(folder: RunFolder, tell: Tell) -> dict[str, Any]:
-    """Train the folder's recipe from its last checkpoint, or from the start; returns what `run.json` and the parent need."""
-    from engine.tuning.session import Session
+    """Train the folder's recipe from its last checkpoint, or from the start; returns what `run.json` and the parent need.
 
-    started = time.monotonic()
-    session = Session(folder, tell)
-    session.prepare()
-    session.learn()
-    result = session.finish()
+    Raises TrainingFailed when another process does.
+    """
+    with folder.locked():
+        from engine.tuning.session import Session
+
+        started = time.monotonic()
+        session = Session(folder, tell)
+        session.prepare()
+        session.learn()
+        result = session.finish()
     return result | {"seconds": round(time.monotonic() - started, 1), "finished_at": datetime.now(UTC).isoformat()}
 
 

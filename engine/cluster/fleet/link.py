@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -31,6 +32,7 @@ class Link:
         self._adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
         self._methods: dict[str, Any] = {}
         self._failures = 0
+        self._failed_at = 0.0
         self._pause_s = _PAUSE_S
         self._closed_until = 0.0
 
@@ -45,7 +47,7 @@ class Link:
         if self.problem or self.replica.usable:
             return self.problem
         if not self.reachable:
-            return "a request did not reach it"
+            return "a request failed there"
         return "it drains" if self.replica.report.draining else "requests fail there"
 
     @property
@@ -77,12 +79,17 @@ class Link:
         """A request was answered."""
         self._failures, self._pause_s = 0, _PAUSE_S
 
-    def failed(self, *, unreachable: bool) -> None:
-        """A request failed by the replica's fault. Too often in a row: it gets none for a while, then one to try."""
+    def failed(self, *, unreachable: bool, asked_at: float = math.inf) -> None:
+        """A request failed by the replica's fault. Too often in a row: it gets none for a while, then one to try.
+
+        `asked_at` is when it was asked, by time.monotonic: all requests that one death or cut ends count once.
+        """
         self.reachable = self.reachable and not unreachable
+        if asked_at <= self._failed_at:
+            return
+        now = self._failed_at = time.monotonic()
         self._failures += 1
-        now = time.monotonic()
-        if self._failures >= _FAILURES and now >= self._closed_until:  # all that one death ended counts once
+        if self._failures >= _FAILURES and now >= self._closed_until:
             self._closed_until = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 

@@ -7,7 +7,9 @@ reach, though others can, gets no requests from that router alone.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,6 +54,7 @@ class Fleet:
         self._source_task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._bases: dict[str, str] = {}
+        self._had: dict[str, float] = {}  # when a replica of each base took requests last, by time.monotonic
         self._versions: set[str] = set()  # of the software, ever seen
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -115,6 +118,11 @@ class Fleet:
         costs = self.chooser.costs
         self.chooser.costs = replace(costs, hold_s=costs.hold_s + _MEMORY * (seconds - costs.hold_s))
 
+    def had_lately(self, base: str, within_s: float) -> bool:
+        """Whether a replica of the base ("": of any) took requests so lately that it, or its successor, may soon again."""
+        seen = [at for other, at in self._had.items() if base in ("", other)]
+        return bool(seen) and time.monotonic() - max(seen) < within_s
+
     def base_of(self, adapter: str) -> str:
         """The base that an adapter, by the whole name that requests use, was last known to need; empty if nobody said so."""
         return self._bases.get(adapter, "")
@@ -139,9 +147,9 @@ class Fleet:
         found = await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
         return cast("adapters_pb2.GetAdapterResponse", found)
 
-    def failed(self, link: Link, *, unreachable: bool) -> None:
-        """A request failed there by the replica's fault."""
-        link.failed(unreachable=unreachable)
+    def failed(self, link: Link, *, unreachable: bool, asked_at: float = math.inf) -> None:
+        """A request failed there by the replica's fault; `asked_at` as in Link.failed."""
+        link.failed(unreachable=unreachable, asked_at=asked_at)
         self._judge(link)
 
     async def look(self, link: Link) -> None:
@@ -182,6 +190,8 @@ class Fleet:
             self.replicas.trust(link.replica, link.trusted)
             self._announce()
         base = link.replica.report.base
+        if link.replica.usable:
+            self._had[base] = time.monotonic()
         if link.told != (told := (link.replica.usable, base, link.why)):
             link.told = told
             log.info("replica", address=link.address, usable=link.replica.usable, base=base, why=link.why)

@@ -88,19 +88,18 @@ class GenerationForwarder:
                         link.succeeded()
                         return data
                     self._fleet.generated(link, time.monotonic() - began)
-                    return data + self._told(journey)
+                    return self._told(data, journey)
         except Refusal as refusal:
             await context.abort(*as_it_came(refusal.error))
             raise
 
     async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
         """Pass a stream on that outlives its replica."""
-        started = time.monotonic()
         sent = Sent(raw.request)
         journey = self._journey(_ask(raw.request), raw.request.adapter, context)
         metadata = passed_on(context)
         try:
-            answer = self._whole(raw.data, sent, journey, metadata, started)
+            answer = self._whole(raw.data, sent, journey, metadata)
             async with aclosing(together(answer, self._pace)) as messages:
                 async for data in messages:
                     yield data
@@ -115,15 +114,13 @@ class GenerationForwarder:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
 
-    async def _whole(
-        self, data: bytes, sent: Sent, journey: Journey, metadata: Any, started: float
-    ) -> AsyncGenerator[bytes, None]:
+    async def _whole(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """A replica's stream, and when it breaks that of another one which goes on where it broke."""
         async with aclosing(self._first(data, sent, journey, metadata)) as messages:
             async for message in messages:
                 yield message
         while not sent.complete:
-            async with aclosing(self._rest(sent, journey, metadata, started)) as messages:
+            async with aclosing(self._rest(sent, journey, metadata)) as messages:
                 async for message in messages:
                     yield message
 
@@ -135,6 +132,8 @@ class GenerationForwarder:
             try:
                 with self._fleet.sending(link, call):
                     async for message in call:
+                        if not sent.count:
+                            journey.progressed()
                         told = _with_failovers(message, journey)
                         sent.add(told)
                         yield told
@@ -145,8 +144,8 @@ class GenerationForwarder:
                 sent.complete = True
                 return
 
-    async def _rest(self, sent: Sent, journey: Journey, metadata: Any, started: float) -> AsyncGenerator[bytes, None]:
-        """What the next replica has to say, as the stream that `started` then goes on."""
+    async def _rest(self, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
+        """What the next replica has to say, as the stream goes on."""
         journey.resuming(sent.base)
         before = sent.count
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
@@ -158,7 +157,7 @@ class GenerationForwarder:
                     journey.progressed()
                     message = sent.renumbered(data)
                     if message.HasField("usage"):
-                        _settle(message, journey, started)
+                        _settle(message, journey, journey.first_token_s)
                     renumbered = message.SerializeToString()
                     sent.add(renumbered)
                     yield renumbered
@@ -177,25 +176,30 @@ class GenerationForwarder:
     def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
         return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
 
-    def _told(self, journey: Journey) -> bytes:
-        """The count of failovers as bytes that can be put behind a message: protobuf merges what is concatenated."""
+    def _told(self, data: bytes, journey: Journey) -> bytes:
+        """An answer, with the count of failovers and the caller's own times."""
         if not journey.failovers:
-            return b""
+            return data
         self._metrics.failed_over(journey.failovers, resumed=False)
-        return pb.GenerateResponse(failovers=journey.failovers).SerializeToString()
+        answer = pb.GenerateResponse.FromString(data)
+        first_token_s = answer.timings.time_to_first_token.ToNanoseconds() / 1e9 + journey.lost_s
+        _settle(answer, journey, first_token_s)
+        return answer.SerializeToString()
 
 
 def _with_failovers(data: bytes, journey: Journey) -> bytes:
-    """A stream's message; if it is the last one, with the count of failovers."""
-    if not journey.failovers or not pb.GenerateStreamResponse.FromString(data).HasField("usage"):
+    """A stream's message; if it is the last one, with the count of failovers and the caller's own times."""
+    if not journey.failovers or not (message := pb.GenerateStreamResponse.FromString(data)).HasField("usage"):
         return data
-    return data + pb.GenerateStreamResponse(failovers=journey.failovers).SerializeToString()
+    _settle(message, journey, journey.first_token_s)
+    return message.SerializeToString()
 
 
-def _settle(message: pb.GenerateStreamResponse, journey: Journey, started: float) -> None:
-    """What the last message says about the whole answer, not about its rest."""
+def _settle(message: Any, journey: Journey, first_token_s: float | None) -> None:
+    """What the last message says about the whole answer: a replica knows only of what it was asked itself."""
     message.failovers = journey.failovers
-    message.timings.total.FromNanoseconds(int((time.monotonic() - started) * 1e9))
+    message.timings.total.FromNanoseconds(int(journey.elapsed_s * 1e9))
+    message.timings.time_to_first_token.FromNanoseconds(int((first_token_s or 0.0) * 1e9))
 
 
 def _ask(request: pb.GenerateRequest) -> Ask:

@@ -14,8 +14,12 @@ from engine.errors import EngineDied, NoReplica
 from engine.server.status import details_of
 
 _MOST_BLAMED = 2  # failures for which replicas are blamed: who fails everywhere may be the reason for it
-_MOST_DEATHS = 2  # replicas that may die under a request: it may be what they die of
+_MOST_DEATHS = 2  # replicas that may die under a request at once: it may be what they die of
+_MOST_LATE_DEATHS = 4  # those that had it for a while, too
+_LATE_S = 2.0  # after which it is less likely the request that a replica dies of, as it would in its first steps
 _INNOCENT = 4  # messages from a replica, after which it is not the request that it dies of
+_MOST_BASES = 2  # changes of the base: replicas that disagree about a version would send a request to and fro
+_MOST_WITHOUT = 2  # replicas that may say that they cannot have the adapter now: all others may have to fetch it, too
 _PAUSE_S = 0.25  # before the same replicas are tried again, unless one of them recovers sooner
 
 
@@ -32,6 +36,7 @@ class Failure(Enum):
 
     GONE = auto()  # it cannot be reached
     BROKEN = auto()  # it is there, and cannot do its work just now
+    WITHOUT = auto()  # it is well, but cannot have the adapter's files just now
     LEAVING = auto()  # it takes no new work
     FULL = auto()  # it has more work than it can do
     OTHER_BASE = auto()  # the version needs another base
@@ -41,8 +46,8 @@ class Failure(Enum):
 
 _REASONS = {
     "ENGINE_DIED": Failure.BROKEN,
-    "ADAPTER_LOST": Failure.BROKEN,
-    "REGISTRY_UNAVAILABLE": Failure.BROKEN,
+    "ADAPTER_LOST": Failure.WITHOUT,
+    "REGISTRY_UNAVAILABLE": Failure.WITHOUT,
     "DRAINING": Failure.LEAVING,
     "NOT_READY": Failure.LEAVING,
     "OVERLOADED": Failure.FULL,
@@ -84,13 +89,19 @@ class Journey:
         self._last: aio.AioRpcError | None = None
         self._tried: set[str] = set()
         self._full = 0
+        self._without = 0
         self._reached = False  # whether the replica that is asked was there when it was
-        self._deaths = 0  # of replicas that were
+        self._asked_at = 0.0
+        self._deaths = 0  # of replicas that were, soon after they were asked
+        self._late_deaths = 0
+        self._base_changes = 0
+        self._began = time.monotonic()
         self._refreshed = False
         self._resuming = False
         self._mistaken = False
         self.base = fleet.base_of(adapter)
         self.failovers = 0  # replicas that failed on the way
+        self.first_token_s: float | None = None  # from the call's arrival
 
     @property
     def remaining_s(self) -> float:
@@ -102,8 +113,20 @@ class Journey:
         self._resuming = True
         self.base = base
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the call arrived."""
+        return time.monotonic() - self._began
+
+    @property
+    def lost_s(self) -> float:
+        """How long after the call's arrival the replica that is now asked was."""
+        return self._asked_at - self._began
+
     def progressed(self) -> None:
         """Tokens came: whatever failed before may be tried again, and for as long as ever."""
+        if self.first_token_s is None:
+            self.first_token_s = self.elapsed_s
         self._first_failure = 0.0
         self._tried.clear()
 
@@ -115,7 +138,7 @@ class Journey:
             replica = self._fleet.chooser.choose(ask, base, self._tried)
             if replica:
                 link = self._fleet.links[replica.id]
-                self._reached = link.connected
+                self._reached, self._asked_at = link.connected, time.monotonic()
                 return link
             if not self._forgot_base():
                 await self._wait_for_any(base)
@@ -129,12 +152,13 @@ class Journey:
         return True
 
     async def _wait_for_any(self, base: str) -> None:
-        """All have failed: wait until one has recovered, or it is time to try them again."""
-        if self._last is None:
+        """All have failed, or are away: wait until one has recovered, or it is time to try them again."""
+        if self._last is None and not self._fleet.had_lately(base, self._give_up_s):
             raise NoReplica(self.base)
+        self._first_failure = self._first_failure or time.monotonic()
         full = self._full and not self._resuming
         if full or time.monotonic() - self._first_failure > self._give_up_s or self.remaining_s <= 0:
-            raise Refusal(self._last) if error_info(self._last).reason else NoReplica(base)
+            raise Refusal(self._last) if self._last and error_info(self._last).reason else NoReplica(base)
         await self._fleet.change(_PAUSE_S)
         self._tried.clear()
 
@@ -152,6 +176,7 @@ class Journey:
         if failure is Failure.STALE:
             await self._refresh(link, error)
         elif failure is Failure.OTHER_BASE:
+            self._tried.add(link.replica.id)
             self._change_base(info.metadata["trained_on"], error)
         else:
             self._last = error
@@ -159,10 +184,20 @@ class Journey:
             self._turn_away(link, failure, error)
             # Who is still connected and well was only cut off from this call.
             gone = self._reached and (not link.connected or bool(link.problem))
-            died = gone if failure is Failure.GONE else info.reason == EngineDied.reason
-            self._deaths += died and messages < _INNOCENT
-            if self._deaths >= _MOST_DEATHS:
-                raise EngineDied(replicas=self._deaths) from error
+            if gone if failure is Failure.GONE else info.reason == EngineDied.reason:
+                self._count_death(messages, error)
+
+    def _count_death(self, messages: int, error: aio.AioRpcError) -> None:
+        """A replica died under the request. Raises EngineDied if it may well be what they die of."""
+        if messages >= _INNOCENT:
+            self._deaths = self._late_deaths = 0
+        elif time.monotonic() - self._asked_at < _LATE_S:
+            self._deaths += 1
+        else:
+            self._late_deaths += 1
+        deaths = self._deaths + self._late_deaths
+        if self._deaths >= _MOST_DEATHS or deaths >= _MOST_LATE_DEATHS:
+            raise EngineDied(replicas=deaths) from error
 
     def _turn_away(self, link: Link, failure: Failure, error: aio.AioRpcError) -> None:
         self._tried.add(link.replica.id)
@@ -172,12 +207,17 @@ class Journey:
                 raise Refusal(error)
             return
         self.failovers += 1
-        if failure is not Failure.LEAVING and self.failovers <= _MOST_BLAMED:
-            self._fleet.failed(link, unreachable=failure is Failure.GONE)
+        if failure is Failure.WITHOUT:
+            self._without += 1
+            if self._without >= _MOST_WITHOUT and not self._resuming:
+                raise Refusal(error)
+        elif failure is not Failure.LEAVING and self.failovers <= _MOST_BLAMED:
+            self._fleet.failed(link, unreachable=True, asked_at=self._asked_at)
 
     def _change_base(self, base: str, error: aio.AioRpcError) -> None:
         """The version was trained on another base than this replica's; remember it for the next request."""
-        if not base or base == self.base or self._resuming:
+        self._base_changes += 1
+        if not base or base == self.base or self._resuming or self._base_changes > _MOST_BASES:
             raise Refusal(error)
         self.base = base
         self._fleet.learn_base(self._adapter, base)

@@ -41,6 +41,7 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
             raise NoReplica
         main = self._fleet.replicas.bases()[0]
         first = next((engine for engine in engines if engine.base.fingerprint == main), engines[0])
+        dtypes = {engine.compute_dtype for engine in engines if engine.base.fingerprint == first.base.fingerprint}
         return pb.GetEngineResponse(
             base=first.base,
             limits=_limits(engines),
@@ -48,6 +49,7 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
             load=_load(engines),
             engine=f"{len(engines)} of {len(self._fleet.links)} replicas: {first.engine}"[:128],
             server_version=metadata.version("loraplex"),
+            compute_dtype=", ".join(sorted(dtypes - {""})),  # old servers do not tell
         )
 
     async def _engines(self, context: Context) -> list[pb.GetEngineResponse]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from rich.text import Text
 from engine.commands import output
 from engine.commands.adapters.group import app
 from engine.commands.params import Json, Model, Ref, RegistryUrl
+from engine.errors import InvalidAdapter, LoraplexError, NotAllowedNow
 
 _HUB = "hf://"
 _WANTED = ("*.json", "*.safetensors", "*.md", "*.txt")
@@ -29,6 +30,12 @@ def import_(
     initial: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The adapter as it began (PiSSA, OLoRA).", file_okay=False)
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|nf4-double|...", help="How its base was held in training (QLoRA).", show_default=False
+        ),
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -38,20 +45,26 @@ def import_(
       loraplex adapters import ./axolotl-out --out ready --model /models/llama
       loraplex adapters import hf://me/my-adapter --out ready
       loraplex adapters import ./pissa-out --initial ./pissa-out/pissa_init --out ready
+      loraplex adapters import ./unsloth-qlora --precision nf4-double --out ready
 
     PEFT, axolotl, LLaMA-Factory and Unsloth all write such folders; what else
     is in them is left out. PiSSA becomes plain LoRA of twice the rank, DoRA
     where it amounts to plain LoRA; what cannot be converted exactly is refused
-    by name. With --model it is also checked against the base.
+    by name. With --model it is also checked against the base. An adapter that
+    was trained on a base in 4 bits does not say so itself: --precision nf4,
+    fp4, and with quantised scales ("double") nf4-double, fp4-double. `merge`
+    then compares what it can be merged onto.
     """
     from engine.commands.registry_backend import check_folder
-    from engine.tuning.conversion import import_adapter
+    from engine.tuning.conversion import PRECISIONS, import_adapter
 
+    if precision not in (None, *PRECISIONS):
+        raise typer.BadParameter(f"{precision!r} is none of {', '.join(PRECISIONS)}", param_hint="--precision")
     if out.exists():
         raise typer.BadParameter(f"{out} exists already", param_hint="--out")
     with output.spinner(f"importing {source}"), _local(source) as folder:
         try:
-            found = import_adapter(folder, out, model, initial)
+            found = import_adapter(folder, out, model, initial, precision)
             warnings = list(check_folder(out, model).warnings) if model else []
         except BaseException:
             shutil.rmtree(out, ignore_errors=True)
@@ -102,9 +115,11 @@ def _send(folder: Path, target: str, ref: str, *, private: bool) -> None:
         from huggingface_hub import HfApi
 
         hub, name = HfApi(), target.removeprefix(_HUB)
-        hub.create_repo(name, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}")
-        hub.create_tag(name, tag=ref.partition("@")[2], exist_ok=True)
+        fix = "Name OWNER/NAME that you may write to, and log in: hf auth login."
+        with _translated(lambda why: NotAllowedNow(f"the Hub does not take {target}: {why}", fix=fix)):
+            hub.create_repo(name, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}")
+            hub.create_tag(name, tag=ref.partition("@")[2], exist_ok=True)
     elif "://" in target:
         asyncio.run(_upload(folder, target))
     else:
@@ -114,7 +129,6 @@ def _send(folder: Path, target: str, ref: str, *, private: bool) -> None:
 
 
 async def _upload(folder: Path, target: str) -> None:
-    from engine.errors import NotAllowedNow
     from engine.registry.store import AlreadyThere, Store
 
     store = Store.open(target)
@@ -136,10 +150,21 @@ def _local(source: str) -> Iterator[Path]:
             from huggingface_hub import snapshot_download
 
             name, _, revision = source.removeprefix(_HUB).partition("@")
-            snapshot_download(name, revision=revision or None, local_dir=scratch, allow_patterns=list(_WANTED))
+            fix = "Name OWNER/NAME[@REVISION] that you may read; for private ones log in: hf auth login."
+            with _translated(lambda why: InvalidAdapter("files", source, f"it cannot be fetched: {why}", fix=fix)):
+                snapshot_download(name, revision=revision or None, local_dir=scratch, allow_patterns=list(_WANTED))
         else:
             asyncio.run(_download(source, Path(scratch)))
         yield Path(scratch)
+
+
+@contextmanager
+def _translated(refused: Callable[[str], LoraplexError]) -> Iterator[None]:
+    """Raise what the Hub's client raises as an error of ours."""
+    try:
+        yield
+    except Exception as error:  # its own errors, and those of whatever HTTP library it uses
+        raise refused(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 async def _download(source: str, target: Path) -> None:

@@ -32,7 +32,8 @@ async def check_requirement(backend: Backend, version: pb.AdapterVersion, condit
     records = await backend.evaluations(version.name, version.version)
     others = await backend.evaluations(version.name, current) if current else []
     than = f"{version.name}@{current}" if current else ""
-    found = failures(conditions, ref, than, records, others, version.base_fingerprint)
+    dtype = await backend.compute_dtype()
+    found = failures(conditions, ref, than, records, others, version.base_fingerprint, dtype)
     if found:
         raise RequirementNotMet(ref, found)
     return current

@@ -48,7 +48,7 @@ class VllmEngine:
         self._folder = folder
         self._llm: Any = None
         self._load = EngineLoad(running=0, kv_cache_usage=0.0)
-        self._info = EngineInfo("vllm", 0, 0, 0)
+        self._info = EngineInfo("vllm", 0, 0, 0, "")
         self._tokenizer: Any = None
         self._not_finite: set[str] = set()  # running requests
         self.steps = 0
@@ -88,6 +88,7 @@ class VllmEngine:
             context_length=config.max_model_len,
             vocabulary_size=config.get_vocab_size(),
             slots=self._slots,
+            dtype=str(config.dtype).removeprefix("torch."),
         )
 
     def _build(self) -> None:

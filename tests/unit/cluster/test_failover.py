@@ -182,7 +182,7 @@ async def test_several_answers_end_with_a_clear_status(start: StartCluster) -> N
 
 
 async def test_the_last_replica_dies(start: StartCluster) -> None:
-    """With nobody to go on, the stream ends UNAVAILABLE and says how many tokens came; later requests are refused at once."""
+    """With nobody to go on, the stream ends UNAVAILABLE and says how many tokens came; later requests are refused."""
     async with start(1, token_interval_s=0.001, router={"give_up_s": 0.3}) as cluster:
         came: list[Any] = []
         refusal = await refused(disturbed(cluster, ask(LONG), server_dies, 9, into=came))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import MagicMock
@@ -43,7 +44,7 @@ async def test_same_contract(start: StartCluster) -> None:
         assert messages[-1].failovers == answer.failovers == 0
         assert (await stubs.generation.CountTokens(pb.CountTokensRequest(text="hello"))).prompt_tokens == 5
         engine = await stubs.engine.GetEngine(engine_pb2.GetEngineRequest())
-        assert engine.engine == "2 of 2 replicas: fake"
+        assert (engine.engine, engine.compute_dtype) == ("2 of 2 replicas: fake", "float32")
         assert engine.limits.max_running == 2 * cluster.apps[0].settings.max_running
         health = health_pb2_grpc.HealthStub(stubs.channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
@@ -53,6 +54,15 @@ async def test_same_contract(start: StartCluster) -> None:
         assert list(refusal.violations) == ["sampling.max_tokens"]
         call = stubs.channel.unary_unary("/loraplex.v1.GenerationService/Generate")
         assert (await refused(call(b"\xff\xff"))).code.name == "INVALID_ARGUMENT"
+
+
+async def test_a_fleet_tells_every_precision_that_it_computes_in(start: StartCluster) -> None:
+    """A score that any of them gave is the score of none."""
+    async with start() as cluster:
+        cluster.engines[1].info = replace(cluster.engines[1].info, dtype="bfloat16")
+        await cluster.look(1)
+        found = await cluster.stubs.engine.GetEngine(engine_pb2.GetEngineRequest())
+        assert found.compute_dtype == "bfloat16, float32"
 
 
 async def test_openai_over_the_router(start: StartCluster) -> None:

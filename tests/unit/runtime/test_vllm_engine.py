@@ -27,7 +27,7 @@ class StandIn(SimpleNamespace):
         lora, device = SimpleNamespace(lora_dtype=torch.bfloat16), SimpleNamespace(device_type="cpu")
         super().__init__(
             vllm_config=SimpleNamespace(lora_config=lora, device_config=device),
-            model_config=SimpleNamespace(max_model_len=128, get_vocab_size=lambda: 100),
+            model_config=SimpleNamespace(max_model_len=128, get_vocab_size=lambda: 100, dtype=torch.bfloat16),
             get_tokenizer=lambda: None,
             output_handler=None,
             output_processor=SimpleNamespace(propagate_error=lambda _: None),
@@ -74,6 +74,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
 async def test_prepares_while_stopped(engine: VllmEngine, tmp_path: Path) -> None:
     """Adapters are prepared between two lives of the engine too, in its precision; what is no adapter is refused."""
     await engine.start()
+    assert engine.info.dtype == "bfloat16"
     await engine.stop()
     write_adapter(tmp_path / "adapter")
     files: dict[str, Any] = {name: (tmp_path / "adapter" / name).read_bytes() for name in (CONFIG, WEIGHTS)}

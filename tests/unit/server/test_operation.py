@@ -236,6 +236,7 @@ async def test_engine_service(stubs: Stubs) -> None:
     assert found.base.name == "fake-base"
     assert found.base.fingerprint.startswith("sha256:")
     assert found.base.dtype == "F32"
+    assert found.compute_dtype == "float32"
     assert (found.limits.context_length, found.limits.vocabulary_size) == (2048, 257)
     assert found.limits.max_message_bytes == 8 * 1024 * 1024
     assert found.engine == "fake"

@@ -12,8 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from engine.commands.fetched import fetched
 from engine.errors import InvalidAdapter
-from engine.tuning.conversion import import_adapter
+from engine.tuning.conversion import PRECISIONS, import_adapter
+from engine.tuning.recipe import parse_recipe
 from tests.unit.cli.calls import call
 from tests.unit.tuning.test_merge import TEXT, write_adapter
 
@@ -147,3 +149,74 @@ def test_the_hub_gets_a_commit_and_a_tag(tmp_path: Path, base: Path, monkeypatch
         ("files", ["adapter_config.json", "adapter_model.safetensors"]),
         ("tag", "v1"),
     ]
+
+
+def test_how_the_base_was_held_is_noted_in_the_runs_record(tmp_path: Path, base: Path) -> None:
+    """Other trainers do not say it, and without it a QLoRA adapter is taken for one of the full base; what is there stays."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    words = ("adapters", "import", adapter, "--out", tmp_path / "ready", "--precision")
+    assert call(*words, "int3").code == 2
+    assert call(*words, "nf4-double").code == 0
+    with fetched([str(tmp_path / "ready")], None) as (version,):
+        assert version.precision == "nf4-double"
+    (tmp_path / "ready" / "run.json").write_text(
+        json.dumps({"run_id": "r", "base": {"name": "b", "precision": "full"}})
+    )
+    import_adapter(tmp_path / "ready", tmp_path / "again", precision="fp4")
+    found = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert found == {"run_id": "r", "base": {"name": "b", "precision": "fp4"}}
+    published = call("adapters", "publish", tmp_path / "ready", "x", "--registry", tmp_path / "r", "--model", base)
+    assert published.code == 0
+
+
+def test_the_precisions_are_those_of_a_recipe(tmp_path: Path) -> None:
+    """An imported adapter may have been trained as one of ours was, and merges as that."""
+    content = {"name": "x", "base": "b", "method": "qlora", "data": {"train": "t", "held_out": "h"}}
+    own = {
+        parse_recipe({**content, "quantization": {"type": kind, "double": double}}).precision_name
+        for kind in ("nf4", "fp4") for double in (True, False)
+    }  # fmt: skip
+    assert set(PRECISIONS) == {"full", *own}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "said", "fix"),
+    [
+        ("[1]", None, "the file is not a JSON object", "Write adapter_config.json again"),
+        ("{", None, "the file is not JSON", "Write adapter_config.json again"),
+        (None, b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git-lfs", "git lfs pull"),
+        (None, b"nonsense", "it is damaged", "Copy the adapter again"),
+        (
+            '{"r": 4, "init_lora_weights": "pissa"}',
+            None,
+            "lora_alpha: it is missing",
+            "Write adapter_config.json again",
+        ),
+        ('{"r": 0, "lora_alpha": 8, "init_lora_weights": "pissa"}', None, "r: it is missing", "Write"),
+    ],
+    ids=["list", "no-json", "lfs-pointer", "damaged", "no-alpha", "no-rank"],
+)
+def test_a_damaged_folder_is_refused_by_name(
+    tmp_path: Path, base: Path, config: str | None, weights: bytes | None, said: str, fix: str
+) -> None:
+    """With what to do about it."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    if config is not None:
+        (adapter / "adapter_config.json").write_text(config)
+    if weights is not None:
+        (adapter / "adapter_model.safetensors").write_bytes(weights)
+    with pytest.raises(InvalidAdapter, match=said) as caught:
+        import_adapter(adapter, tmp_path / "ready", base)
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("words", [("import", "hf://a/b/c", "--out", "ready"), ("export", "tiny", "hf://a/b/c")])
+def test_what_is_no_repository_of_the_hub_is_refused(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """By the Hub's own client, before it calls anybody."""
+    monkeypatch.chdir(tmp_path)
+    where = ("--registry", tmp_path / "registry")
+    call("adapters", "publish", write_adapter(tmp_path / "adapter", base), "tiny", *where, "--model", base)
+    shown = call("adapters", *words, *(where if words[0] == "export" else ()))
+    assert (shown.code, "Repo id must be" in shown.err, "OWNER/NAME" in shown.err) == (1, True, True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,6 +37,12 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"
         ({"messages": [*CHAT, {"role": "system", "content": "x"}, *CHAT]}, "may only come first"),
         ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "is empty"),
         ({"messages": [{"role": "user"}]}, "no object with role and content"),
+        ("[" * 100_000, "not JSON"),
+        (r'{"prompt": "x", "completion": "\ud83d"}', "half of a surrogate pair"),
+        (r'{"messages": [{"role": "user", "content": "\ude00"}]}', "half of a surrogate pair"),
+        ({"messages": CHAT, "tools": [{"name": "f"}]}, "its tools would not be learnt from"),
+        ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{}]}]}, "message 2 has 'tool_calls'"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "message 2 has 'weight'"),
     ],
 )
 def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
@@ -45,6 +55,23 @@ def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str)
     ((number, reason),) = caught.value.rows
     assert number == 3
     assert said in reason
+
+
+def test_keys_without_a_value_and_notes_of_the_author_are_no_matter(tmp_path: Path) -> None:
+    """Exports of whole tables have empty columns, and names of sources."""
+    turns = [{**turn, "tool_calls": None, "weight": None} for turn in CHAT]
+    row = {"messages": turns, "tools": [], "source": "tickets", "note": "\ud83d"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert read_rows(str(tmp_path / "rows.jsonl")).rows[0].messages == tuple(CHAT)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """As some editors and spreadsheets write it."""
+    text = json.dumps({"prompt": "a", "completion": "b"})
+    (tmp_path / "plain.jsonl").write_text(text)
+    (tmp_path / "marked.jsonl").write_text(text, encoding="utf-8-sig")
+    plain, marked = (read_rows(str(tmp_path / f"{name}.jsonl")) for name in ("plain", "marked"))
+    assert (plain.rows, plain.digest) == (marked.rows, marked.digest)
 
 
 def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
@@ -163,3 +190,68 @@ def test_a_compressed_file_that_was_cut_is_refused(tmp_path: Path) -> None:
     file.write_bytes(gzip.compress(b'{"prompt": "a", "completion": "b"}' * 50)[:-12])
     with pytest.raises(InvalidRecipe, match="cannot read"):
         read_rows(str(file))
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
+    """The package `datasets`, with this for its load_dataset."""
+    stub = ModuleType("datasets")
+    stub.load_dataset = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", stub)
+
+
+@pytest.mark.parametrize(
+    ("source", "called"),
+    [
+        ("datasets:squad", ("squad", None, "train")),
+        ("datasets:me/rows:test", ("me/rows", None, "test")),
+        ("datasets:me/rows/english:test", ("me/rows", "english", "test")),
+        ("datasets:me/rows/english", ("me/rows", "english", "train")),
+        ("datasets:me/rows:train[:10%]", ("me/rows", None, "train[:10%]")),
+    ],
+)
+def test_a_dataset_of_the_hub_is_named_with_configuration_and_split(
+    monkeypatch: pytest.MonkeyPatch, source: str, called: tuple[str, str | None, str]
+) -> None:
+    """A name has one slash at most, so what follows a second one is the configuration."""
+    calls = []
+
+    def load(name: str, config: str | None = None, *, split: str) -> list[dict[str, Any]]:
+        calls.append((name, config, split))
+        return [{"prompt": "a", "completion": "b", "when": datetime(2026, 1, 2, tzinfo=UTC)}]
+
+    hub(monkeypatch, load)
+    assert [(row.prompt, row.completion) for row in read_rows(source).rows] == [("a", "b")]
+    assert calls == [called]
+
+
+def test_a_folder_of_rows_is_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its path has two slashes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some/own/rows").mkdir(parents=True)
+    hub(monkeypatch, lambda name, config, split: [{"prompt": name, "completion": str(config)}])
+    (row,) = read_rows("datasets:some/own/rows").rows
+    assert (row.prompt, row.completion) == ("some/own/rows", "None")
+
+
+def test_a_dataset_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the package says of it, whatever it raises, and how to name a dataset."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']")
+
+    hub(monkeypatch, load)
+    with pytest.raises(InvalidRecipe, match=r"cannot read datasets:me/rows: Config name.*'en', 'de'") as caught:
+        read_rows("datasets:me/rows")
+    assert "datasets:OWNER/NAME/CONFIG[:SPLIT]" in caught.value.fix
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InvalidRecipe, match="need the package datasets") as caught:
+        read_rows("datasets:me/rows")
+    assert "pip install datasets" in caught.value.fix
+
+
+def test_a_column_that_json_cannot_hold_is_named_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, for example."""
+    rows = [{"prompt": "a", "completion": "b", "image": image} for image in (None, b"png")]
+    hub(monkeypatch, lambda *_, **__: rows)
+    with pytest.raises(InvalidRows, match="row 2: it holds bytes, which is no JSON"):
+        read_rows("datasets:me/rows")

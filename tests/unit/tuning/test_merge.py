@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from engine.errors import InvalidAdapter, MergeRefused, NoSpace
 from engine.registry.fingerprint import read_base
-from engine.tuning.combine import combine
+from engine.tuning import merge_check
 from engine.tuning.deltas import Deltas
-from engine.tuning.merge import check_target, four_bits, onto_base, write_merged
-from engine.tuning.merge_check import Likeness, check_likeness, erasure
-from engine.tuning.merging import Merging
+from engine.tuning.merge import check_target, four_bits, onto_base, onto_dequantized, write_merged
+from engine.tuning.merge_check import Likeness, check_likeness, erasure, in_memory
+from engine.tuning.merging import Merging, Scoring
+from engine.tuning.suite import read_suite
 from tests.unit.cli.calls import call
-from tests.unit.tuning.tiny import questions, write_rows
+from tests.unit.tuning.tiny import write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +42,21 @@ def write_adapter(folder: Path, base: Path, seed: int = 0, size: float = 0.3, **
     return folder
 
 
-def merging(adapter: Path, base: Path, precision: str = "full") -> Merging:
+def merging(adapter: Path, base: Path, precision: str = "full", scoring: Scoring | None = None) -> Merging:
     """A merge that reports to nobody."""
-    return Merging(adapter, precision, base, None, lambda *_: None)
+    return Merging(adapter, precision, base, scoring, lambda *_: None)
+
+
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int) -> list[tuple[str, str]]:
+    """Rows of a suite on which a model is always right: its own greedy answers; those that are blank are left out."""
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(input_ids=ids, max_new_tokens=tokens, do_sample=False, pad_token_id=256)[
+            0, ids.shape[1] :
+        ]
+        found.append((prompt, tokenizer.decode(made, skip_special_tokens=True)))
+    return [(prompt, answer) for prompt, answer in found if answer.strip()]
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -62,8 +77,6 @@ def logits(folder: Path) -> torch.Tensor:
 )
 def test_a_merged_model_answers_as_base_and_adapter(tmp_path: Path, base: Path, settings: dict[str, Any]) -> None:
     """In float32 to the last digits, whatever scales the adapter; and it is a base of its own, with tokenizer and card."""
-    from peft import PeftModel
-
     adapter = write_adapter(tmp_path / "adapter", base, **settings)
     work = merging(adapter, base)
     facts = work.write(tmp_path / "out", "base", "float32", check=True)
@@ -114,11 +127,64 @@ def test_a_qlora_version_is_merged_onto_what_it_was_trained_on(tmp_path: Path, b
     """Both bases are compared; the dequantised one is exact, the original one is not."""
     adapter = write_adapter(tmp_path / "adapter", base, size=0.05)
     work = merging(adapter, base, "nf4-double")
-    onto, choices = work.choose("auto")
+    onto, choices = work.choose("auto", check=True)
     assert onto == "dequantized"
     assert choices["dequantized"]["kl"] < 1e-6 < choices["base"]["kl"]
     facts = work.write(tmp_path / "out", onto, "float32", check=True)
     assert facts["likeness"]["agreement"] == 1.0
+
+
+@pytest.mark.parametrize("better", ["base", "dequantized"])
+def test_a_suite_decides_what_a_qlora_version_is_merged_onto(
+    tmp_path: Path, base: Path, tokenizer: Any, better: str
+) -> None:
+    """Before likeness does: what answers more of it rightly, whichever that is."""
+    adapter = write_adapter(tmp_path / "adapter", base, size=0.05)
+    deltas = Deltas.read(adapter)
+    change = onto_base(deltas) if better == "base" else onto_dequantized(deltas, "nf4-double")
+    others = None if better == "base" else lambda _, weight: four_bits(weight, "nf4-double")
+    rows = answers(in_memory(base, deltas, change, others), tokenizer, [f"q{n}:" for n in range(8)], 6)
+    suite = read_suite(write_rows(tmp_path / "suite.jsonl", rows))
+    work = merging(adapter, base, "nf4-double", Scoring(suite, max_tokens=6))
+    onto, choices = work.choose("auto", check=True)
+    other = "dequantized" if better == "base" else "base"
+    assert onto == better
+    assert choices[better]["accuracy"] == 1.0 > choices[other]["accuracy"]
+    assert choices["dequantized"]["kl"] < choices["base"]["kl"]
+
+
+def test_a_named_target_without_a_check_loads_no_model(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose model does not fit into memory can still merge."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a whole model was loaded")
+
+    monkeypatch.setattr(merge_check, "load_base", fail)
+    monkeypatch.setattr("engine.tuning.merging.load_base", fail)
+    work = merging(adapter, base, "nf4-double")
+    for onto in ("base", "dequantized"):
+        assert work.choose(onto, check=False) == (onto, {})
+        assert work.write(tmp_path / onto, onto, "auto", check=False) == {"dtype": "float32"}
+    with pytest.raises(AssertionError, match="whole model"):
+        work.choose("dequantized", check=True)
+
+
+def test_nothing_is_dequantised_that_was_not_in_four_bits(tmp_path: Path, base: Path) -> None:
+    """The answer was the base, in silence."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    with pytest.raises(MergeRefused, match="nothing to dequantise"):
+        merging(adapter, base).choose("dequantized", check=False)
+
+
+@pytest.mark.parametrize("target", ["dequantised", "bf16", "float32", ""])
+def test_an_unknown_target_is_called_that(base: Path, target: str) -> None:
+    """A slip of the pen erases no adapter."""
+    with pytest.raises(MergeRefused, match="unknown target") as caught:
+        check_target(base, target)
+    assert "base, dequantized or auto" in caught.value.fix
 
 
 def test_quantising_twice_changes_nothing() -> None:
@@ -173,49 +239,18 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, base: Path) -> No
         write_merged(base, other, onto_base(other), None, tmp_path / "out", "auto", lambda _: None)
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_linear", "dare_ties", "cat", "svd"])
-def test_several_adapters_become_one(tmp_path: Path, base: Path, method: str) -> None:
-    """An ordinary adapter; where the method is exact, its change is the weighted sum of theirs."""
-    parts = [write_adapter(tmp_path / f"part{n}", base, seed=n) for n in (1, 2)]
-    config = combine(base, parts, [0.7, 0.3], method, 0.6, tmp_path / "both")
-    assert config["r"] == (8 if method == "cat" else 4)
-    assert not (tmp_path / "both.partial").exists()
-    both, first, second = (Deltas.read(folder) for folder in (tmp_path / "both", *parts))
-    module = sorted(both.modules)[0]
-    if method == "cat":
-        wanted = 0.7 * first.of(module) + 0.3 * second.of(module)
-        assert torch.allclose(both.of(module), wanted, atol=0.05)
-    assert float(both.of(module).norm()) > 0
-
-
-def test_rank_stabilised_adapters_keep_their_strength(tmp_path: Path, base: Path) -> None:
-    """Their scale, alpha by the root of r, is not applied a second time."""
-    parts = [
-        write_adapter(tmp_path / f"part{n}", base, seed=n, use_rslora=rslora) for n, rslora in ((1, True), (2, False))
-    ]
-    combine(base, parts, [0.5, 0.5], "cat", 0.6, tmp_path / "both")
-    both, first, second = (Deltas.read(folder) for folder in (tmp_path / "both", *parts))
-    for module in both.modules:
-        wanted = 0.5 * first.of(module) + 0.5 * second.of(module)
-        assert float((both.of(module) - wanted).norm() / wanted.norm()) < 0.02
-
-
-def test_what_cannot_be_combined_is_refused(tmp_path: Path, base: Path) -> None:
-    """Different ranks where the method adds them up, an unknown method, weights that do not fit."""
-    parts = [write_adapter(tmp_path / f"part{rank}", base, r=rank) for rank in (2, 4)]
-    for weights, method, said in (([1, 1], "ties", "one rank"), ([1, 1], "mean", "unknown"), ([1], "svd", "1 weights")):
-        with pytest.raises(MergeRefused, match=said):
-            combine(base, parts, weights, method, 0.5, tmp_path / "both")
-
-
-def test_the_command_merges_a_published_version(tmp_path: Path, base: Path) -> None:
+def test_the_command_merges_a_published_version(tmp_path: Path, base: Path, tokenizer: Any) -> None:
     """Out of a registry, scored on a suite; the version's base is checked first."""
     adapter = write_adapter(tmp_path / "adapter", base)
     where = ("--registry", tmp_path / "registry", "--model", base)
     assert call("adapters", "publish", adapter, "tiny", *where).code == 0
-    suite = write_rows(tmp_path / "suite.jsonl", questions(0, 4))
-    found = call("merge", "tiny", "--out", tmp_path / "out", "--suite", suite, "--dtype", "float32", *where, "--json")
-    assert found.json["accuracy"] == found.json["accuracy_unmerged"]
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))
+    rows = answers(model, tokenizer, [f"q{n}:" for n in range(8)], 3)[:3]
+    suite = write_rows(tmp_path / "suite.jsonl", [*rows, ("q9:", " no, never")])
+    words = ("merge", "tiny", "--suite", suite, "--dtype", "float32", *where, "--json", "--out")
+    found = call(*words, tmp_path / "out", "--max-tokens", "3").json
+    assert found["accuracy"] == found["accuracy_unmerged"] == 0.75
+    assert call(*words, tmp_path / "longer").json["accuracy"] < 0.75
     assert call("merge", "tiny", "--out", tmp_path / "out", *where).code == 2  # the folder exists
     refused = call("merge", "tiny", "--out", tmp_path / "other", "--onto", "nf4", *where)
     assert (refused.code, "would erase" in refused.err) == (1, True)
@@ -225,6 +260,21 @@ def test_the_command_merges_a_published_version(tmp_path: Path, base: Path) -> N
     record = json.loads((tmp_path / "both" / "run.json").read_text())
     assert [parent["ref"] for parent in record["combined"]["parents"]] == ["tiny@v1", str(adapter)]
     assert record["base"]["fingerprint"] == read_base(base).fingerprint
+
+
+def test_a_suite_is_asked_as_the_command_says(tmp_path: Path, base: Path, tokenizer: Any) -> None:
+    """Up to a stop text, as `loraplex eval` asks it."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))
+    told = answers(model, tokenizer, [f"q{n}:" for n in range(8)], 8)
+    prompt, answer, stop = next(
+        (prompt, answer[:at], answer[at]) for prompt, answer in told for at in range(1, len(answer))
+        if answer[:at].strip() and answer[at].isprintable() and answer[at] not in answer[:at]
+    )  # fmt: skip
+    suite = write_rows(tmp_path / "suite.jsonl", [(prompt, answer)])
+    words = ("merge", adapter, "--model", base, "--suite", suite, "--dtype", "float32", "--json", "--out")
+    assert call(*words, tmp_path / "out", "--stop", stop).json["accuracy"] == 1.0
+    assert call(*words, tmp_path / "other").json["accuracy"] == 0.0
 
 
 def test_a_damaged_configuration_is_refused(tmp_path: Path, base: Path) -> None:
@@ -238,8 +288,6 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path, base: Path) -> None:
 
 def test_versions_are_compared_layer_by_layer(tmp_path: Path, base: Path) -> None:
     """By what they change, not by their factors: an adapter and its negative have cosine -1 and twice the norm between them."""
-    from safetensors.torch import load_file, save_file
-
     first = write_adapter(tmp_path / "first", base)
     second = write_adapter(tmp_path / "second", base)
     weights = load_file(second / "adapter_model.safetensors")

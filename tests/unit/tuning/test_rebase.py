@@ -6,14 +6,17 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 
 from engine.errors import InvalidRecipe
+from engine.registry.fingerprint import read_base
 from engine.registry.signatures import verify
-from engine.tuning import training
-from engine.tuning.rebase import Verdict, find_data, recipe_for, stored_suites
+from engine.tuning import rebase, training
+from engine.tuning.rebase import Verdict, find_data, fit_of, own_data, recipe_for, refusal, stored_suites
 from engine.tuning.recipe import load_recipe, written_recipe
 from engine.tuning.run_folder import RunFolder
 from engine.tuning.session import Session
@@ -36,7 +39,7 @@ def trained(folder: RunFolder) -> dict[str, Any]:
 def published(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """A registry with one version, trained by its recipe, and the data beside it."""
     home = tmp_path_factory.mktemp("home")
-    file = write_recipe(home, base, train={"steps": 20})
+    file = write_recipe(home, base, train={"steps": 60, "learning_rate": 0.02})
     folder = RunFolder.create(home / "runs", load_recipe(file), written_recipe(file))
     trained(folder)
     where = ("--registry", home / "registry", "--model", base)
@@ -60,11 +63,18 @@ def test_versions_are_judged_against_a_new_base(published: Path, base: Path, tmp
     assert (smaller.code, "other layers" in smaller.out) == (1, True)
 
 
-@pytest.mark.parametrize(("exact", "good"), [(1.0, True), (-1.0, False)])
-def test_only_what_is_as_good_is_published(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: float, good: bool
-) -> None:
-    """Trained by the stored recipe on the data of that digest; the rest stays in its run folder."""
+@pytest.mark.parametrize(
+    ("precision", "why"), [("full", "tokenizer and precision"), ("nf4-double", "but in nf4-double")]
+)
+def test_a_version_of_the_same_weights_in_another_precision_is_told_so(base: Path, precision: str, why: str) -> None:
+    """It is served on them, and was not trained on what is served: an evaluation says how it does."""
+    found = read_base(base)
+    fit = fit_of("x@v1", base, found.fingerprint, {"base": {"precision": precision}}, found)
+    assert (fit.fits, fit.can, why in fit.why) == (True, False, True)
+
+
+def _score_as(monkeypatch: pytest.MonkeyPatch, exact: float) -> None:
+    """Train in this process, and say that so many held-out answers are right."""
 
     def run(folder: RunFolder, _: training.OnEvent) -> dict[str, Any]:
         result = trained(folder)
@@ -72,6 +82,14 @@ def test_only_what_is_as_good_is_published(
         return result
 
     monkeypatch.setattr(training, "run", run)
+
+
+@pytest.mark.parametrize(("exact", "good"), [(1.0, True), (0.5, False)])
+def test_only_what_is_as_good_is_published(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: float, good: bool
+) -> None:
+    """Trained by the stored recipe on the data of that digest; the rest stays in its run folder."""
+    _score_as(monkeypatch, exact)
     new = write_base(tmp_path / "new", seed=7)
     words = ("readapt", "--new-base", new, "--data", published, "--runs", tmp_path / "runs")
     private, public = write_keys(tmp_path, "ours")
@@ -86,6 +104,67 @@ def test_only_what_is_as_good_is_published(
         json.loads((Path(result["folder"]) / "adapter" / "run.json").read_text())["recipe"]["data"]["train"]
         == "train.jsonl"
     )
+
+
+@pytest.mark.parametrize(("old", "suite", "published"), [(0.0, None, False), (0.0, 0.0, False), (0.0, 0.5, True)])
+def test_what_was_never_right_is_nothing_to_be_as_good_as(old: float, suite: float | None, published: bool) -> None:
+    """Free text is hardly ever exact, before and after; a suite that the old version passed at times says more."""
+    verdicts = [Verdict("held-out rows", old, 0.0, 100)]
+    verdicts += [Verdict("suite", suite, 0.9, 10)] if suite is not None else []
+    assert (refusal(verdicts) == "") == published
+    assert refusal([*verdicts, Verdict("other", 0.5, 0.4, 10)]) == "not as good"
+
+
+def test_what_cannot_be_compared_is_not_published(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays in its run folder, and why is said."""
+    _score_as(monkeypatch, 0.0)
+    monkeypatch.setattr(rebase, "on_held_out", lambda *_: Verdict("held-out rows", 0.0, 0.0, 8))
+    words = ("--data", published, "--runs", tmp_path / "runs", "--registry", published / "registry")
+    shown = call("readapt", "--new-base", write_base(tmp_path / "new", seed=9), *words)
+    assert shown.code == 0
+    assert "nothing to compare with: no answer of the old one was right" in shown.out
+    assert "published by hand: loraplex adapters publish" in shown.out
+
+
+def test_a_base_whose_checkpoints_do_not_fit_is_told_before_training(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for any training."""
+    monkeypatch.setattr(training, "run", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    words = ("--data", published, "--runs", tmp_path / "runs", "--registry", published / "registry")
+    shown = call("readapt", "--new-base", write_base(tmp_path / "new", seed=9), *words)
+    assert (shown.code, "checkpoints takes about" in shown.err) == (1, True)
+
+
+def test_data_is_found_where_the_recipe_says(tmp_path: Path) -> None:
+    """A URL is no folder; one that holds other rows by now, or is not there, is passed over."""
+    text = '{"prompt": "a", "completion": "b"}'
+    with fsspec.open("memory://own.jsonl", "wt") as file:
+        file.write(text)
+    run = {"recipe": {"name": "x", "data": {"train": "memory://own.jsonl", "held_out": str(tmp_path / "absent.jsonl")}},
+           "data": {"train": _digest(text), "held_out": _digest("other")}}  # fmt: skip
+    own = own_data(run)
+    assert own == {_digest(text): "memory://own.jsonl"}
+    with pytest.raises(InvalidRecipe, match=r"held_out.* nor at .*absent\.jsonl"):
+        recipe_for(run, tmp_path, own, "x@v1")
+    run["recipe"]["data"]["held_out"] = 0.1  # type: ignore[index]
+    assert recipe_for(run, tmp_path, own, "x@v1").data.train == "memory://own.jsonl"
+
+
+def test_data_is_found_whatever_it_is_called(tmp_path: Path) -> None:
+    """As `train` takes any name; files that cannot be read are passed over, hidden ones unless they are called .jsonl."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "object").write_text("hidden")
+    (tmp_path / ".git" / "rows.jsonl").write_text("likely")
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "rows.json").write_text("rows")
+    names = {"rows": "rows.json", "likely": "rows.jsonl"}
+    found = find_data([tmp_path], [_digest(text) for text in ("rows", "likely", "hidden", "absent")])
+    assert {digest: path.name for digest, path in found.items()} == {_digest(text): names[text] for text in names}
 
 
 def test_data_is_found_by_its_digest_and_never_by_its_name(tmp_path: Path) -> None:

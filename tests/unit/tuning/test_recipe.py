@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def test_paths_are_relative_to_the_recipe(recipe_file: Path) -> None:
         ({"method": "full"}, "method", "'lora' or 'qlora'"),
         ({"data": {"train": "x", "held_out": 1.5}}, "data.held_out", "between 0 and 1"),
         ({"name": "No Spaces"}, "name", "match pattern"),
+        ({"train": {"epochs": float("inf")}}, "train.epochs", "less than or equal to 1000000"),
+        ({"train": {"epochs": 1e300}}, "train.epochs", "less than or equal to 1000000"),
+        ({"train": {"steps": 10**400}}, "train.steps", "less than or equal to 1000000000"),
+        ({"train": {"max_grad_norm": float("inf")}}, "train.max_grad_norm", "finite number"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(recipe_file: Path, change: dict[str, Any], key: str, said: str) -> None:
@@ -72,6 +77,16 @@ def test_unknown_targets_are_refused_with_those_that_exist(recipe_file: Path, ba
     with pytest.raises(InvalidRecipe, match="q_prj") as caught:
         target_names(recipe, read_shape(base))
     assert "q_proj" in caught.value.fix
+
+
+def test_targets_that_name_no_layer_are_refused(recipe_file: Path, base: Path) -> None:
+    """An empty list, and a kind of layer that the base does not have: nothing would train."""
+    shape = read_shape(base)
+    without = replace(shape, linear={name: size for name, size in shape.linear.items() if "attn" not in name})
+    for targets, layers in (([], shape), ("attention", without)):
+        with pytest.raises(InvalidRecipe, match="names none of the base's layers") as caught:
+            target_names(load_recipe(recipe_file, {"targets": targets}), layers)
+        assert "down_proj" in caught.value.fix
 
 
 def test_targets_by_kind(recipe_file: Path, base: Path) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from engine.client import AsyncClient
+from engine.client import AsyncClient, InvalidArgument
 from engine.errors import InvalidRequirement, InvalidRows
+from engine.tuning.data import read_rows
 from engine.tuning.evaluation import Answer, Options, evaluate, summary
 from engine.tuning.requirement import failures, parse
 from engine.tuning.suite import Suite, read_suite
 
 SCHEMA = {"type": "object", "required": ["city"]}
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 
 def suite(tmp_path: Path, *rows: Any) -> Suite:
@@ -46,6 +48,13 @@ def suite(tmp_path: Path, *rows: Any) -> Suite:
             "back to itself",
         ),
         ({"prompt": "x", "json_schema": {"$ref": "http://127.0.0.1:9/other.json"}}, "which is not in it"),
+        ({"messages": [{"role": "human", "content": "x"}], "contains": "x"}, "the role 'human'; use system, user"),
+        ({"messages": [{**TURNS[0], "weight": 1}], "contains": "x"}, "and nothing else"),
+        ({"messages": TURNS[1:]}, "there is nothing to ask"),
+        ({"prompt": "x", "completion": TURNS[1:]}, "must both be text, or both be lists"),
+        ({"prompt": "x", "completion": "y", "contain": "z"}, "unknown key 'contain'"),
+        ({"prompt": "x", "completion": "y", "max_tokens": 2**31}, "max_tokens is no whole number from 1 to 2147483647"),
+        ({"prompt": "\ud800", "completion": "y"}, "half of a character"),
     ],
 )
 def test_a_bad_row_is_named_with_its_reason(tmp_path: Path, row: Any, said: str) -> None:
@@ -89,6 +98,34 @@ def test_a_conversation_that_ends_with_its_answer_is_a_row(tmp_path: Path) -> No
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     (case,) = suite(tmp_path, {"messages": turns}).cases
     assert (case.messages, case.wanted) == ((turns[0],), {"exact": "ho"})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hi", "completion": "ho", "source": "mail", "idx": 3},
+        {"messages": TURNS, "prompt": "hi", "prompt_id": "7"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        {"prompt": [*TURNS, TURNS[0]], "completion": TURNS[1:]},
+    ],
+)
+def test_what_can_be_trained_on_is_a_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    """Whatever else is in it; the last answer is the right one."""
+    (case,) = suite(tmp_path, row).cases
+    assert read_rows(str(tmp_path / "suite.jsonl")).rows
+    assert (case.asked, case.wanted) == ("hi", {"exact": "ho"})
+
+
+def test_an_answer_among_the_messages_counts_only_if_it_is_to(tmp_path: Path) -> None:
+    """As every other key does."""
+    (case,) = suite(tmp_path, {"messages": TURNS, "contains": "o", "metrics": "contains"}).cases
+    assert case.wanted == {"contains": ["o"]}
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """Windows' editors write one."""
+    (tmp_path / "marked.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}), encoding="utf-8-sig")
+    assert len(read_suite(tmp_path / "marked.jsonl").cases) == 1
 
 
 def test_classes_are_reported_by_precision_and_recall(tmp_path: Path) -> None:
@@ -181,7 +218,55 @@ def test_a_servers_error_ends_an_evaluation_as_itself(tmp_path: Path) -> None:
         asyncio.run(evaluate(Full(), found, ["base"], Options(), lambda: None))
 
 
+def test_a_refusal_names_the_row_and_whom_it_was_asked_of(tmp_path: Path) -> None:
+    """With the server's own words, and as the server's error; nobody can find a prompt that is too long otherwise."""
+    deadlines = []
+
+    class Strict(AsyncClient):
+        def __init__(self) -> None:
+            pass
+
+        async def generate(self, **options: Any) -> Any:
+            deadlines.append(options["timeout_s"])
+            raise InvalidArgument("too long")
+
+    found = suite(tmp_path, {"prompt": "x", "completion": "y"})
+    with pytest.raises(InvalidArgument, match=r"row 1 of suite\.jsonl, asked of base: too long"):
+        asyncio.run(evaluate(Strict(), found, ["base"], Options(timeout_s=600.0), lambda: None))
+    assert deadlines == [600.0]
+
+
 def test_a_score_taken_on_another_base_does_not_count() -> None:
     """However good: another base or precision is another model."""
     (found,) = failures(parse("accuracy>=0.5"), "support@v2", "", [record(v2=1.0)], [], "sha256:other")
     assert "evaluated on another base only (tiny, bfloat16)" in found
+
+
+@pytest.mark.parametrize(
+    ("measured", "serving", "said"),
+    [
+        (["float32"], "bfloat16", "was evaluated in float32 only, and this server computes in bfloat16: loraplex eval"),
+        (["bfloat16", "float32"], "bfloat16", None),
+        (["float32"], "", None),
+        ([None], "bfloat16", None),
+        ([""], "bfloat16", None),
+    ],
+    ids=["another", "an-earlier-one", "unknown-server", "old-record", "old-server"],
+)
+def test_a_score_counts_in_the_precision_that_it_was_computed_in(
+    measured: list[str | None], serving: str, said: str | None
+) -> None:
+    """Weights are the same whatever the engine computes in, and answers are not; what does not say it counts as before."""
+    records = [record(v2=0.9) | ({} if dtype is None else {"dtype": dtype}) for dtype in measured]
+    found = failures(parse("accuracy>=0.5"), "support@v2", "", records, [], "sha256:base", serving)
+    assert (found == []) == (said is None)
+    assert said is None or said in found[0]
+
+
+def test_a_rivals_score_in_another_precision_is_none() -> None:
+    """It has to be measured here, too."""
+    others = [record(v1=0.1) | {"dtype": "float32"}]
+    records = [record(v2=0.9) | {"dtype": "bfloat16"}]
+    wanted = parse("not worse than current")
+    (found,) = failures(wanted, "support@v2", "support@v1", records, others, "sha256:base", "bfloat16")
+    assert "support@v1 was not evaluated" in found

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engine.client.testing import fake_server
 from engine.errors import TrainingFailed
+from engine.registry.fingerprint import read_base
 from engine.tuning import training
 from engine.tuning.recipe import load_recipe
 from engine.tuning.run_folder import RunFolder
 from tests.unit.cli.calls import call
+from tests.unit.tuning.tiny import write_base
 
 
 def result(folder: RunFolder, exact: float = 0.9) -> dict[str, Any]:
@@ -21,8 +25,8 @@ def result(folder: RunFolder, exact: float = 0.9) -> dict[str, Any]:
     evaluation = {"metric": "exact match", "rows": 8, "adapter": exact, "interval": [0.5, 1.0], "base": 0.0,
                   "base_begins_right": 0.1, "loss": 1 - exact, "precision": "full"}  # fmt: skip
     run = {"recipe": {"name": recipe.name}, "steps": 8, "seconds": 1.0, "final_loss": 0.5, "tokens_per_second": 100,
-           "peak_bytes": 10**9, "evaluation": evaluation}  # fmt: skip
-    return {"run": run, "advice": ["try more"], "notes": [], "adapter": str(folder.adapter)}
+           "peak_bytes": 10**9, "evaluation": evaluation, "advice": ["try more"]}  # fmt: skip
+    return {"run": run, "advice": ["try more"], "notes": ["it is padded"], "adapter": str(folder.adapter)}
 
 
 @pytest.fixture
@@ -58,6 +62,21 @@ def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, tr
     assert "about" in shown.out
     assert trained == []
     assert call("train", recipe_file, "--dry-run", "--json").json["rows"] == 32
+
+
+def test_the_base_is_that_of_the_recipe_and_is_named(
+    recipe_file: Path, base: Path, trained: list[RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the server's variable says; only --model gives another one."""
+    monkeypatch.setenv("LORAPLEX_MODEL", str(tmp_path / "the server's"))
+    named = f"tiny {read_base(base).fingerprint[:19]}"
+    assert f"base         {named}" in call("train", recipe_file, "--dry-run").out
+    assert call("train", recipe_file, "--dry-run", "--json").json["base"]["fingerprint"] == read_base(base).fingerprint
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs")
+    assert f"base {named}; 32 rows" in shown.err
+    other = write_base(tmp_path / "other", seed=3)
+    assert "base         other sha256:" in call("train", recipe_file, "--dry-run", "--model", other).out
+    assert [folder.recipe().base for folder in trained] == [str(base)]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +159,76 @@ def test_a_score_is_told_though_publishing_fails(recipe_file: Path, trained: lis
     assert len(trained) == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("--dry-run",), ("--set", "rank=2"), ("--model", "elsewhere"), ("--sweep", "rank=2,4")]
+)
+def test_a_resumed_run_keeps_to_its_recipe(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """What it cannot heed is refused by its name, instead of trained without."""
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    shown = call("train", "--resume", folder.path, *words)
+    assert (shown.code, f"leave out {words[0]}" in shown.err) == (2, True)
+    assert trained == []
+
+
+@pytest.mark.parametrize("words", [("--dry-run",), ("--out", "copy")])
+def test_a_sweep_refuses_what_it_would_not_heed(
+    recipe_file: Path, trained: list[RunFolder], words: tuple[str, ...]
+) -> None:
+    """It trains, and it copies nothing."""
+    shown = call("train", recipe_file, "--sweep", "rank=2,4", *words)
+    assert (shown.code, f"leave out {words[0]}" in shown.err) == (2, True)
+    assert trained == []
+
+
+def test_a_folder_that_holds_no_adapter_is_refused_before_anything_is_trained(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path
+) -> None:
+    """Neither replaced, nor found out after hours."""
+    (tmp_path / "mine").mkdir()
+    shown = call("train", recipe_file, "--out", tmp_path / "mine")
+    assert (shown.code, "is no adapter's folder" in shown.err) == (2, True)
+    assert trained == []
+
+
+def test_a_score_is_told_though_the_copy_fails(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
+    """Here a file lies where a folder must be."""
+    (tmp_path / "file").write_text("")
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--out", tmp_path / "file" / "copy")
+    assert shown.code == 1
+    assert "25% right of 8" in shown.out
+    assert len(trained) == 1
+
+
 def test_a_sweep_compares_its_runs(recipe_file: Path, trained: list[RunFolder], tmp_path: Path) -> None:
     """One run for each value."""
     shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8", "--json")
     assert [(run["value"], run["evaluation"]["adapter"]) for run in shown.json["runs"]] == [(2, 0.125), (8, 0.5)]
     assert [folder.recipe().lora.rank for folder in trained] == [2, 8]
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs", "--sweep", "rank=2,8").out
+    assert all(
+        f"warning: lora.rank = {rank}: {said}" in shown for rank in (2, 8) for said in ("try more", "it is padded")
+    )
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(recipe_file: Path, tmp_path: Path) -> None:
+    """Else both would write its metrics and checkpoints."""
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    with folder.locked():
+        shown = call("train", "--resume", folder.path)
+    assert (shown.code, "another process is training this run" in shown.err) == (1, True)
+    assert not (folder.path / "metrics.jsonl").exists()
+
+
+def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_it_is_trained(
+    recipe_file: Path, trained: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its own checkpoints take."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    shown = call("train", recipe_file, "--runs", tmp_path / "runs")
+    assert (shown.code, "checkpoints takes about" in shown.err) == (1, True)
+    assert trained == []
 
 
 def test_a_killed_process_is_told_with_how_to_go_on(

@@ -316,6 +316,10 @@ EVIDENCE = Evidence(
         ({"held_out_exact": 0.5, "rank": 16, "alpha": 32}, "set LORAPLEX_MAX_RANK=32"),
         ({"held_out_exact": 0.5, "losses": tuple(5 - n / 25 for n in range(100))}, "train longer"),
         ({"alpha": 64}, "scales the adapter by 8"),
+        ({"rslora": True, "rank": 64, "alpha": 128}, "with rslora scales the adapter by 16, where alpha = 16 gives 2"),
+        ({"held_out_exact": 0.0, "losses": (6.0,) + (8.0,) * 99}, "too high; try 0.0003"),
+        ({"held_out_exact": 0.3, "losses": (5.7,) + (3.9,) * 99, "learning_rate": 0.9}, "0.9 is too high; try 0.001"),
+        ({"held_out_exact": 0.5, "losses": (6.0,) + (6.1,) * 99}, "compare: --sweep learning_rate=0.0001,0.01"),
         ({"diverged": True}, "try 0.0003"),
         ({"held_out_losses": (0.5, 0.2, 0.9)}, "over-fitting: the held-out loss rose from 0.2 to 0.9"),
         ({"rows": 20}, "20 rows are few"),
@@ -332,9 +336,19 @@ def test_advice_comes_with_its_evidence(change: dict[str, Any], said: str) -> No
     assert said in advice
 
 
-def test_a_good_run_gets_no_advice() -> None:
-    """Silence means something."""
-    assert advise(EVIDENCE) == []
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rslora": True, "rank": 64, "alpha": 16},
+        {"held_out_exact": 0.0, "losses": (1.8,) + (1.1,) * 99},
+        {"held_out_exact": 0.02, "losses": (5.7,) + (3.9,) * 99},
+        {"losses": (0.1,) * 100},
+    ],
+)
+def test_a_run_that_gives_no_reason_gets_no_advice(change: dict[str, Any]) -> None:
+    """Silence means something: free text is hardly ever exact, which says nothing about the rank."""
+    assert advise(replace(EVIDENCE, **change)) == []
 
 
 def test_intervals_are_wilsons() -> None:

@@ -29,7 +29,7 @@ class GetEngineRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEngineResponse(_message.Message):
-    __slots__ = ("base", "limits", "resident", "load", "engine", "server_version", "fleet", "http_port")
+    __slots__ = ("base", "limits", "resident", "load", "engine", "server_version", "fleet", "http_port", "compute_dtype")
     BASE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class GetEngineResponse(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     FLEET_FIELD_NUMBER: _ClassVar[int]
     HTTP_PORT_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     base: BaseModel
     limits: Limits
     resident: _containers.RepeatedCompositeFieldContainer[ResidentAdapter]
@@ -46,7 +47,8 @@ class GetEngineResponse(_message.Message):
     server_version: str
     fleet: str
     http_port: int
-    def __init__(self, base: _Optional[_Union[BaseModel, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., resident: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., engine: _Optional[str] = ..., server_version: _Optional[str] = ..., fleet: _Optional[str] = ..., http_port: _Optional[int] = ...) -> None: ...
+    compute_dtype: str
+    def __init__(self, base: _Optional[_Union[BaseModel, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., resident: _Optional[_Iterable[_Union[ResidentAdapter, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., engine: _Optional[str] = ..., server_version: _Optional[str] = ..., fleet: _Optional[str] = ..., http_port: _Optional[int] = ..., compute_dtype: _Optional[str] = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "fingerprint", "dtype")
