@@ -29,6 +29,7 @@
     │   ├── AdapterLost               UNAVAILABLE          the adapter did not survive the engine's restart
     │   ├── NoReplica                 UNAVAILABLE          no replica of the base is there just now
     │   ├── StreamLost                UNAVAILABLE          a replica failed, and its answer cannot be gone on with
+    │   ├── ReplicaLost               ABORTED              a replica failed in the middle of a change: look whether it was made
     │   └── RegistryUnavailable       UNAVAILABLE          the store cannot be reached, is full or read-only
     ├── the recipe, the data or the suite must change (the command line's train, eval and merge)
     │   ├── InvalidRecipe             INVALID_ARGUMENT     a key of a training recipe is wrong
@@ -227,9 +228,9 @@ class NotEverywhere(LoraplexError):
     reason = "NOT_EVERYWHERE"
     fix = "See to the named replicas, or drain them, then ask again: it does no harm where it is done already."
 
-    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str) -> None:
+    def __init__(self, what: str, done: int, failures: dict[str, str], outcome: str, *, fix: str | None = None) -> None:
         told = "; ".join(f"{address}: {problem}" for address, problem in sorted(failures.items()))
-        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})")
+        super().__init__(f"{what}: done on {done} of {done + len(failures)} replicas, {outcome} ({told})", fix=fix)
         self.failures = failures
 
 
@@ -386,14 +387,26 @@ class NoReplica(Unavailable):
 
 
 class StreamLost(Unavailable):
-    """The replica failed in the middle of an answer that no other one can go on with."""
+    """The replica failed in the middle of an answer, or of a watch, that no other one can go on with."""
 
     reason = "STREAM_LOST"
     fix = "Ask again from the start."
 
     def __init__(self, tokens_sent: int, why: str) -> None:
-        super().__init__(f"the replica failed after {tokens_sent} tokens, and {why}")
+        after = f" after {tokens_sent} tokens" if tokens_sent else ""
+        super().__init__(f"the replica failed{after}, and {why}")
         self.tokens_sent = tokens_sent
+
+
+class ReplicaLost(LoraplexError):
+    """The replica that was asked to change something failed before it said that it had, so nobody knows yet."""
+
+    status = "ABORTED"
+    reason = "REPLICA_LOST"
+    fix = "Look whether it has happened (GetAdapter, `loraplex adapters show`), and ask again if it has not."
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the replica failed during {what}, which may have happened or not")
 
 
 class RegistryUnavailable(Unavailable):

@@ -16,7 +16,8 @@ from engine.errors import BadConfiguration
 
 log = structlog.get_logger(__name__)
 
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_PORTS = range(1, 65536)
 _LOOK_S = 0.5  # between looks at the file
 _ASK_S = 2.0  # between questions to the DNS
 
@@ -73,6 +74,10 @@ class DnsSource:
     def __init__(self, address: str) -> None:
         name, _, port = checked([address], "replicas")[0].rpartition(":")
         self._name, self._port = name, int(port)
+        try:
+            name.encode("idna")  # as getaddrinfo will
+        except UnicodeError as error:
+            raise BadConfiguration(f"replicas: {name!r} cannot be a DNS name: a label is empty or too long") from error
 
     async def watch(self) -> AsyncIterator[Set[str]]:
         """What the name stands for; nothing until it stands for something."""
@@ -100,7 +105,10 @@ class DnsSource:
 def checked(addresses: Iterable[object], where: str) -> list[str]:
     """The addresses, if all are host:port. Raises BadConfiguration naming the first that is not."""
     found = [str(address) for address in addresses]
-    wrong = next((address for address in found if not _ADDRESS.fullmatch(address)), None)
-    if wrong is not None:
-        raise BadConfiguration(f"{where}: {wrong!r} is not host:port")
+    for address in found:
+        match = _ADDRESS.fullmatch(address)
+        if not match:
+            raise BadConfiguration(f"{where}: {address!r} is not host:port")
+        if int(match[2]) not in _PORTS:
+            raise BadConfiguration(f"{where}: the port of {address!r} is not one of 1 to 65535")
     return found

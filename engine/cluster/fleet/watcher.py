@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import structlog
 from grpc import StatusCode, aio
@@ -47,7 +48,7 @@ class Fleet:
         self.engines: dict[str, engine_pb2.GetEngineResponse] = {}  # the latest answers, by address
         self.replicas = Replicas()
         self.chooser = Chooser(self.replicas)
-        self.listed = asyncio.Event()  # the source has spoken
+        self._listed = asyncio.Event()  # the source has spoken, or ended
         self.on_change: Callable[[], None] = lambda: None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._source_task: asyncio.Task[None] | None = None
@@ -58,9 +59,11 @@ class Fleet:
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to watch; return when every replica that the source names was asked once."""
+        """Begin to watch; return when every replica that the source names was asked once. Raises what the source raises."""
         self._source_task = asyncio.create_task(self._follow())
-        await self.listed.wait()
+        await self._listed.wait()
+        if self._source_task.done():
+            self._source_task.result()
         await asyncio.gather(*(self.look(link) for link in list(self.links.values())))
 
     async def stop(self) -> None:
@@ -74,6 +77,11 @@ class Fleet:
     def usable(self) -> list[Link]:
         """The replicas that take requests."""
         return [link for link in self.links.values() if link.replica.usable]
+
+    def members(self) -> list[Link]:
+        """The replicas that have said how they are, whether or not they get requests now; not those that are about to end."""
+        known = [link for link in self.links.values() if link.replica.report.base]
+        return [link for link in known if not link.replica.report.draining]
 
     async def change(self, timeout_s: float) -> None:
         """Wait until a replica comes, goes, recovers or fails, for so long at most."""
@@ -126,13 +134,18 @@ class Fleet:
         self._bases[adapter] = base
 
     async def refresh(self, link: Link, adapter: str) -> bool:
-        """Have a replica look into the registry for what is new about an adapter; whether it could."""
+        """Have a replica look into the registry for what is new about an adapter; whether it knows one of this name."""
         try:
-            request = adapters_pb2.GetAdapterRequest(name=adapter)
-            await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
+            await self.adapter(link, adapter)
         except aio.AioRpcError:
             return False
         return True
+
+    async def adapter(self, link: Link, name: str) -> adapters_pb2.GetAdapterResponse:
+        """What a replica knows of an adapter once it has looked into the registry, if it could. Raises AioRpcError."""
+        request = adapters_pb2.GetAdapterRequest(name=name)
+        found = await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
+        return cast("adapters_pb2.GetAdapterResponse", found)
 
     def failed(self, link: Link, *, unreachable: bool, asked_at: float = math.inf) -> None:
         """A request failed there by the replica's fault; `asked_at` as in Link.failed."""
@@ -197,9 +210,12 @@ class Fleet:
         self.on_change()
 
     async def _follow(self) -> None:
-        async for addresses in self._source.watch():
-            await self._adopt(addresses)
-            self.listed.set()
+        try:
+            async for addresses in self._source.watch():
+                await self._adopt(addresses)
+                self._listed.set()
+        finally:
+            self._listed.set()
 
     async def _adopt(self, addresses: Set[str]) -> None:
         for address in addresses - self.links.keys():
@@ -244,6 +260,7 @@ def to_report(engine: engine_pb2.GetEngineResponse) -> Report:
         running=engine.load.running,
         waiting=engine.load.waiting,
         residents=residents,
+        pinned=frozenset(f"{one.name}@{one.version}" for one in engine.resident if one.pinned),
         in_use=in_use,
         ranks={one.name: one.rank for one in engine.resident if one.rank},
         draining=engine.load.draining,

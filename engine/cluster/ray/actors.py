@@ -20,7 +20,7 @@ from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own
 from engine.cluster.ray.control import fleet_of
 from engine.cluster.ray.fleet import HEARTBEAT_S
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
-from engine.cluster.routing.warming import to_warm
+from engine.cluster.routing.warming import to_pin, to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
 SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
@@ -48,10 +48,13 @@ class EngineReplica:
         await asyncio.sleep(_KNOWN_S)  # Ray drains an old one as soon as this returns
 
     async def _warm(self) -> None:
-        """Load what will be asked for here, before anybody knows of this replica."""
+        """Load what the others have pinned and what will be asked for here, before anybody knows of this replica."""
         reports = await self._fleet.reports.remote()
         others = {name: to_report(engine_pb2.GetEngineResponse.FromString(data)) for name, data in reports.items()}
-        for ref in to_warm(self._child.address, to_report(self._engine), others):
+        report = to_report(self._engine)
+        for ref in to_pin(report, others):
+            await asyncio.to_thread(self._child.pin, ref)
+        for ref in to_warm(self._child.address, report, others):
             await asyncio.to_thread(self._child.preload, ref)
 
     async def _beat(self) -> None:

@@ -4,7 +4,7 @@ The registry is shared, so any replica can read and write it; what happens insid
 move (promotion, rollback, canary) loads and probes the version wherever it will be asked for (who holds the adapter already,
 and who is preferred for it), and only then moves the alias; if one of them cannot, nothing has moved. Preloads, pins and
 unloads go to every replica of the version's base. Whatever has changed, every replica is made to look into the registry
-before the caller hears of it.
+before the caller hears of it; one that does not find an alias's new version there is named to the caller.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from engine.cluster.fleet.replies import as_it_came, words
 from engine.cluster.router.asking import LOAD_S, Asking, pass_on_denial
 from engine.cluster.router.metadata import passed_on
 from engine.cluster.router.uploads import Upload
-from engine.errors import AdapterNotFound, NotAllowedNow, NotEverywhere
+from engine.errors import AdapterNotFound, NotAllowedNow, NotEverywhere, ReplicaLost, StreamLost
 from engine.registry.aliases import version_before
 from engine.registry.names import CANARY, CURRENT, SHADOW
 from engine.server.call import Context
 
 log = structlog.get_logger(__name__)
+
+_FOLLOW_FIX = (
+    "See to the named replicas' way to the registry, or drain them: they follow by themselves, do not ask again."
+)
 
 
 def _reads(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
@@ -45,7 +49,7 @@ def _writes(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[An
 
     async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
         response = await self._asking.one(method, request, context)
-        await self._tell_all(request.name)
+        await self._tell_all(request.name, getattr(response, "change", None))
         return response
 
     return ask
@@ -77,7 +81,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def WatchAdapters(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """One replica's watch; it ends if that replica does, as changes may be missed then."""
-        async for message in self._asking.stream("WatchAdapters", request, context):
+        lost = StreamLost(0, "changes may be missed")
+        async for message in self._asking.stream("WatchAdapters", request, context, self._asking.least_busy(), lost):
             yield message
 
     async def PublishAdapter(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -93,6 +98,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                         await self._tell_all(response.version.name)
                     yield response
             except aio.AioRpcError as error:
+                if self._asking.gone(link, error):
+                    raise ReplicaLost(f"the publication of {header.name}") from error
                 await context.abort(*as_it_came(error))
 
     async def SetAlias(self, request: Any, context: Context) -> AsyncIterator[Any]:
@@ -123,7 +130,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             yield message
 
     async def PreloadAdapter(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """Load and probe on every replica."""
+        """Load and probe on every replica that gets requests."""
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         links = self._asking.serving(manifest)
@@ -136,7 +143,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"{'pin' if request.pinned else 'unpin'} {manifest.name}@{manifest.version}"
-        answers = await self._asking.everywhere("PinAdapter", request, self._asking.serving(manifest), what, context)
+        links = self._asking.all_serving(manifest)
+        answers = await self._asking.everywhere("PinAdapter", request, links, what, context)
         return answers[0]
 
     async def UnloadAdapter(self, request: Any, context: Context) -> Any:
@@ -144,7 +152,8 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         name, _, version = request.adapter.partition("@")
         manifest = await self._version(name, version, context)
         what = f"unload {manifest.name}@{manifest.version}"
-        answers = await self._asking.everywhere("UnloadAdapter", request, self._asking.serving(manifest), what, context)
+        links = self._asking.all_serving(manifest)
+        answers = await self._asking.everywhere("UnloadAdapter", request, links, what, context)
         return pb.UnloadAdapterResponse(was_resident=any(answer.was_resident for answer in answers))
 
     async def _move(
@@ -155,9 +164,10 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         if manifest:
             async for progress in self._warm(manifest, links, "the alias has not moved", context):
                 yield response(progress=progress)
-        async for message in self._asking.stream(method, request, context, links[0]):
+        lost = ReplicaLost(f"a move of {request.name}'s aliases")
+        async for message in self._asking.stream(method, request, context, links[0], lost):
             if message.HasField("change"):
-                await self._tell_all(request.name)
+                await self._tell_all(request.name, message.change)
             if not message.HasField("progress") or message.progress.stage == "switching":
                 yield message
 
@@ -205,13 +215,24 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             )
         return manifest
 
-    async def _tell_all(self, name: str) -> None:
-        """Have every replica look into the registry. One that cannot now does so by itself, seconds later."""
-        links = self._fleet.usable()
-        told = await asyncio.gather(*(self._fleet.refresh(link, name) for link in links))
-        late = [link.address for link, heard in zip(links, told, strict=True) if not heard]
+    async def _tell_all(self, name: str, change: pb.AliasChange | None = None) -> None:
+        """Have every replica look into the registry; one that is away does so by itself when it is back.
+
+        Raises NotEverywhere if one that can be reached goes on without knowing of an alias's `change`.
+        """
+        links = self._fleet.members()
+        move = change.sequence if change else 0
+        whys = await asyncio.gather(*(self._asking.follow(link, name, move) for link in links))
+        late = {link: why for link, why in zip(links, whys, strict=True) if why}
         if late:
-            log.warning("replicas that will notice a change by themselves", adapter=name, replicas=late)
+            log.warning(
+                "replicas that will notice a change by themselves",
+                adapter=name,
+                replicas=[link.address for link in late],
+            )
+        if change and (failures := {link.address: why for link, why in late.items() if link.reachable}):
+            what, outcome = f"change of {name}@{change.alias}", "and stands; the others answer as before it"
+            raise NotEverywhere(what, len(links) - len(late), failures, outcome, fix=_FOLLOW_FIX)
 
     async def _asked_for(self, manifest: Any) -> list[Link]:
         """Where requests for the version will go: who holds any version of it at this moment, and who is preferred."""

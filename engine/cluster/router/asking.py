@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,10 +13,11 @@ from engine.cluster.fleet import Fleet, Link
 from engine.cluster.fleet.replies import answer_or_error, as_it_came, words
 from engine.cluster.router.journey import Failure, error_info, judge
 from engine.cluster.router.metadata import passed_on
-from engine.errors import NoReplica, NotEverywhere
+from engine.errors import LoraplexError, NoReplica, NotEverywhere
 from engine.server.call import Context
 
 LOAD_S = 120.0  # for loading and probing a version on one replica
+_FOLLOW_S, _LOOK_S = 3.0, 0.2  # for a replica to find a change in the registry, and between its looks
 _ABOUT_CALLER = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
 
 
@@ -33,23 +35,33 @@ class Asking:
             try:
                 return await link.adapter_call(method, request, timeout=LOAD_S, metadata=metadata)
             except aio.AioRpcError as error:
-                if judge(error, error_info(error).reason) is not Failure.GONE:
+                if not self.gone(link, error):
                     await context.abort(*as_it_came(error))
-                self._fleet.failed(link, unreachable=True)
         raise NoReplica
 
-    async def stream(self, method: str, request: Any, context: Context, link: Link | None = None) -> AsyncIterator[Any]:
-        """What one replica has to say: this one, or the least busy."""
+    async def stream(
+        self, method: str, request: Any, context: Context, link: Link, lost: LoraplexError
+    ) -> AsyncIterator[Any]:
+        """What one replica has to say. Raises `lost` if it goes away meanwhile."""
         call = None
         try:
-            call = (link or self.least_busy()).adapter_call(method, request, metadata=passed_on(context))
+            call = link.adapter_call(method, request, metadata=passed_on(context))
             async for message in call:
                 yield message
         except aio.AioRpcError as error:
+            if self.gone(link, error):
+                raise lost from error
             await context.abort(*as_it_came(error))
         finally:
             if call:
                 call.cancel()
+
+    def gone(self, link: Link, error: aio.AioRpcError) -> bool:
+        """Whether a call ended because its replica went away; then nobody else is sent there until a look succeeds."""
+        if judge(error, error_info(error).reason) is not Failure.GONE:
+            return False
+        self._fleet.failed(link, unreachable=True)
+        return True
 
     async def most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:
         """The answer of the replica that has seen most; if all refuse, why."""
@@ -58,18 +70,38 @@ class Asking:
         return max(good, key=seen) if good else await self.one(method, request, context)
 
     async def everywhere(self, method: str, request: Any, links: list[Link], what: str, context: Context) -> list[Any]:
-        """What all of these answer. Raises NotEverywhere if some refuse, unless it is the caller whom they refuse."""
-        answers = await _answers(links, method, request, context)
-        failures = {
-            link.address: words(answer)
-            for link, answer in zip(links, answers, strict=True)
-            if isinstance(answer, aio.AioRpcError)
-        }
+        """What all of these answer. Raises NotEverywhere if some are away or refuse, unless they refuse the caller."""
+        asked = [link for link in links if link.reachable]
+        answers = await _answers(asked, method, request, context)
+        failures = {link.address: link.why for link in links if not link.reachable}
+        for link, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, aio.AioRpcError):
+                failures[link.address] = words(answer)
         good = [answer for answer in answers if not isinstance(answer, aio.AioRpcError)]
         if failures:
             await pass_on_denial(answers, context)
             raise NotEverywhere(what, len(good), failures, "and it stands there")
         return good
+
+    async def follow(self, link: Link, name: str, move: int) -> str:
+        """Have a replica look into the registry until it knows of this move of the adapter's aliases (0: just look).
+
+        Returns why it does not know of it, seconds later; empty if it does.
+        """
+        until = time.monotonic() + _FOLLOW_S
+        while True:
+            try:
+                found = await self._fleet.adapter(link, name)
+            except aio.AioRpcError as error:
+                self.gone(link, error)
+                why = words(error)
+            else:
+                if not move or any(one.sequence >= move for one in found.history):
+                    return ""
+                why = "it does not find it in the registry"
+            if not move or not link.reachable or time.monotonic() > until:
+                return why
+            await asyncio.sleep(_LOOK_S)
 
     def least_busy(self, base: str = "") -> Link:
         """The least busy replica of a base, or of all if it has none: that one says what is wrong. Raises NoReplica."""
@@ -79,10 +111,18 @@ class Asking:
         return min(links, key=lambda link: link.replica.active)
 
     def serving(self, manifest: Any) -> list[Link]:
-        """The replicas that can serve a version: those of its base. Raises NoReplica."""
+        """The replicas that get requests for a version: those of its base. Raises NoReplica."""
         links = self._with_base(manifest.base_fingerprint)
         if not links:
             raise NoReplica(manifest.base_fingerprint)
+        return links
+
+    def all_serving(self, manifest: Any) -> list[Link]:
+        """The same, with those that get none just now and will again. Raises NoReplica."""
+        base = manifest.base_fingerprint
+        links = [link for link in self._fleet.members() if link.replica.report.base == base]
+        if not links:
+            raise NoReplica(base)
         return links
 
     def _with_base(self, base: str) -> list[Link]:

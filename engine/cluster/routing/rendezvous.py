@@ -24,20 +24,24 @@ class Rendezvous:
         self.names = tuple(sorted(nodes))
         self._hashes = np.array([_hash(name) for name in self.names], np.uint64)
         self._weights = np.array([max(nodes[name], 1e-9) for name in self.names])
-        self._orders: dict[str, tuple[str, ...]] = {}
+        self._orders: dict[int, tuple[str, ...]] = {}  # by the key's hash: keys hold beginnings of prompts
 
     def first(self, key: str) -> tuple[str, ...]:
         """The names that come first for `key`: sixteen, or all if there are fewer."""
-        order = self._orders.get(key)
+        number = _hash(key)
+        order = self._orders.get(number)
         if order is None:
             if len(self._orders) >= _KEPT:
                 self._orders.clear()
-            order = self._orders[key] = self.order(key)[:_FIRST]
+            order = self._orders[number] = self._order(number)[:_FIRST]
         return order
 
     def order(self, key: str) -> tuple[str, ...]:
         """All names, the preferred one first."""
-        mixed = _mix(self._hashes ^ np.uint64(_hash(key)))
+        return self._order(_hash(key))
+
+    def _order(self, number: int) -> tuple[str, ...]:
+        mixed = _mix(self._hashes ^ np.uint64(number))
         unit = (mixed >> np.uint64(11)).astype(np.float64) / 2**53  # in [0, 1), 53 bits as in random.random
         scores = -self._weights / np.log(np.maximum(unit, 2.0**-53))
         return tuple(self.names[at] for at in np.argsort(-scores, kind="stable"))

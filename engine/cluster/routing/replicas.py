@@ -15,6 +15,7 @@ UNKNOWN_RANK = 16  # of an adapter that is resident nowhere: the commonest one
 class Report:
     """What a replica says of itself. `residents` holds versions by adapter name, `in_use` the requests that use or want them.
 
+    `pinned` are references of versions ("support@v2") that it is to keep.
     `places` is how many requests it works on at once, `slots` how many adapters it holds; its `base` is a fingerprint.
     """
 
@@ -24,6 +25,7 @@ class Report:
     running: int = 0
     waiting: int = 0
     residents: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
     in_use: Mapping[str, int] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     draining: bool = False
@@ -86,6 +88,7 @@ class Replicas:
     def __init__(self, replicas: Iterable[Replica] = ()) -> None:
         self.by_id: dict[str, Replica] = {replica.id: replica for replica in replicas}
         self._groups: dict[str, Group] = {}
+        self._bases: list[str] = []
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self.by_id.values())
@@ -96,25 +99,25 @@ class Replicas:
     def add(self, replica: Replica) -> None:
         """A replica joins."""
         self.by_id[replica.id] = replica
-        self._groups.clear()
+        self._regroup()
 
     def remove(self, id: str) -> None:  # noqa: A002
         """A replica leaves."""
         self.by_id.pop(id, None)
-        self._groups.clear()
+        self._regroup()
 
     def trust(self, replica: Replica, trusted: bool) -> None:
         """It fails, or has recovered."""
         if replica.trusted != trusted:
             replica.trusted = trusted
-            self._groups.clear()
+            self._regroup()
 
     def reported(self, replica: Replica, report: Report, known: int | None = None) -> None:
         """A report came. `known` is how many of this router's requests were there when it was asked for; None: all."""
         old, before, usable = replica.report, replica.active, replica.usable
         replica.report, replica.known = report, replica.sent if known is None else min(known, replica.sent)
         if (old.base, old.places, usable) != (report.base, report.places, replica.usable):
-            self._groups.clear()
+            self._regroup()
         elif replica.usable and (group := self._groups.get(report.base)):
             group.active += replica.active - before
             group.count(old, -1)
@@ -143,5 +146,12 @@ class Replicas:
 
     def bases(self) -> list[str]:
         """The bases that usable replicas serve, the one with most replicas first; all routers order them alike."""
-        counted = Counter(replica.report.base for replica in self if replica.usable)
-        return sorted(counted, key=lambda base: (-counted[base], base))
+        if not self._bases:
+            counted = Counter(replica.report.base for replica in self if replica.usable)
+            self._bases = sorted(counted, key=lambda base: (-counted[base], base))
+        return self._bases
+
+    def _regroup(self) -> None:
+        """Who is usable, or for which base, has changed: sum up again when somebody asks."""
+        self._groups.clear()
+        self._bases = []

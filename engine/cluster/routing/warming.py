@@ -1,4 +1,4 @@
-"""What a new replica loads before it takes requests: the adapters in use that will be its own."""
+"""What a new replica loads before it takes requests: what the others have pinned, and the adapters that will be its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from engine.cluster.routing.rendezvous import Rendezvous
 from engine.cluster.routing.replicas import Report
 
 
-def to_warm(own: str, report: Report, others: Mapping[str, Report]) -> list[str]:
-    """References of resident adapters that prefer `own` to all `others` of its base, the most used first; as many as fit.
+def to_pin(report: Report, others: Mapping[str, Report]) -> list[str]:
+    """References that replicas of its base keep: pins are meant for all, and each one has them in its own memory only."""
+    return sorted({ref for other in others.values() if other.base == report.base for ref in other.pinned})
 
-    Of an adapter with several resident versions all are taken: an alias may name any of them.
+
+def to_warm(own: str, report: Report, others: Mapping[str, Report]) -> list[str]:
+    """References of resident adapters that prefer `own` to all `others` of its base, the most used first.
+
+    They are as many as fit beside what it pins. Of an adapter with several resident versions all are taken, as
+    an alias may name any of them.
     """
     same = {name: other for name, other in others.items() if other.base == report.base and name != own}
     ring = Rendezvous({name: other.places for name, other in (same | {own: report}).items()})
@@ -25,4 +31,6 @@ def to_warm(own: str, report: Report, others: Mapping[str, Report]) -> list[str]
             versions.setdefault(name, set()).update(held)
     mine = [name for name in versions if ring.first(Ask(name).key)[0] == own]
     mine.sort(key=lambda name: (-used[name], name))
-    return [f"{name}@{version}" for name in mine for version in sorted(versions[name])][: report.slots]
+    pinned = to_pin(report, others)
+    refs = [f"{name}@{version}" for name in mine for version in sorted(versions[name])]
+    return [ref for ref in refs if ref not in pinned][: max(0, report.slots - len(pinned))]

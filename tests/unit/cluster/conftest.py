@@ -53,6 +53,18 @@ class Cluster:
         """Have the router ask a server how it is."""
         return self.router.fleet.look(self.router.fleet.links[self.addresses[number]])
 
+    async def end(self, number: int) -> None:
+        """Take a server off the network at once, which the router has noticed when this returns."""
+        server = self.apps[number]._server
+        assert server
+        await server.stop(None)
+        await self.look(number)
+
+    def pause(self, number: int) -> None:
+        """Have requests fail at a server until the router sends it none for a second."""
+        for _ in range(3):
+            self.router.fleet.failed(self.router.fleet.links[self.addresses[number]], unreachable=False)
+
     def residents(self, number: int) -> set[str]:
         """What a server's engine holds."""
         generator = self.apps[number].generator

@@ -14,10 +14,11 @@ NAMES = ("support", "legal", "code", "")
 
 
 class Load:
-    """Callers in a closed loop that ask for streams and whole answers in turns, and what came of it."""
+    """Callers in a closed loop that ask for whole answers, in turns with streams, and what came of it."""
 
-    def __init__(self, client: AsyncClient, pause_s: float = 0.0, **sampling: Any) -> None:
+    def __init__(self, client: AsyncClient, pause_s: float = 0.0, *, streams: bool = True, **sampling: Any) -> None:
         self._client = client
+        self._streams = streams
         self._pause_s = pause_s  # between two requests of a caller
         self._sampling = {"temperature": 0} | sampling
         self._numbers = itertools.count()
@@ -42,7 +43,7 @@ class Load:
             text = f"request {number}"
             expected = f"{name + '@v1' if name else 'base'} heard: {text}"
             try:
-                said, tokens = await (self._stream if number % 2 else self._unary)(text, name or None)
+                said, tokens = await (self._stream if number % 2 and self._streams else self._unary)(text, name or None)
             except Exception as error:  # noqa: BLE001 - every failure counts
                 self.wrong.append((text, error))
                 continue

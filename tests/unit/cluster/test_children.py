@@ -14,17 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import AsyncMock, MagicMock
+from unittest.mock import AsyncMock, MagicMock, call
 
 import grpc
 import psutil
 import pytest
 
-from engine.api.loraplex.v1 import engine_pb2
+from engine.api.loraplex.v1 import adapters_pb2_grpc, engine_pb2
 from engine.client.testing import write_base
 from engine.cluster.ray import children
 from engine.cluster.ray.children import ChildDied, ServerChild
 from loadtest.ports import free_port
+from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import until
 
 _ROUTER = {"replicas": "127.0.0.1:1", "http_port": 0, "workers": 2}
@@ -193,3 +194,35 @@ async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.Mon
     await asyncio.gather(replica._task, return_exceptions=True)
     with pytest.raises(RuntimeError, match="heartbeats"):
         kind.check_health(replica)
+
+
+async def test_a_new_replica_gets_the_pins_of_the_others() -> None:
+    """Before anybody knows of it: pins first, then what will be its own."""
+    with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
+        pytest.importorskip("ray")
+        kind = pytest.importorskip("engine.cluster.ray.actors").EngineReplica
+    names = ("kept", *(f"a{number}" for number in range(40)))
+    resident = [engine_pb2.ResidentAdapter(name=name, version="v1", pinned=name == "kept") for name in names]
+    limits = engine_pb2.Limits(max_running=8, max_resident=4)
+    other = engine_pb2.GetEngineResponse(limits=limits, resident=resident)
+    replica = MagicMock(_engine=engine_pb2.GetEngineResponse(limits=limits))
+    replica._child.address = "new:1"
+    replica._fleet.reports.remote = AsyncMock(return_value={"old:1": other.SerializeToString()})
+    await kind._warm(replica)
+    (pinned, *loaded) = replica._child.method_calls
+    assert pinned == call.pin("kept@v1")
+    assert [name for name, _, _ in loaded] == ["preload"] * 3
+
+
+async def test_pins_of_a_server(start: StartCluster) -> None:
+    """It says whether the adapter is there to stay."""
+    async with start(1) as cluster:
+        await cluster.publish("support")
+        with grpc.insecure_channel(cluster.addresses[0]) as channel:
+            child = MagicMock(_adapters=adapters_pb2_grpc.AdapterServiceStub(channel), _metadata=())
+            assert await asyncio.to_thread(ServerChild.pin, child, "support@v1")
+            assert not await asyncio.to_thread(ServerChild.pin, child, "support@v2")
+        assert cluster.residents(0) == {"support@v1"}
+        generator = cluster.apps[0].generator
+        assert generator
+        assert all(one.pinned for one in generator.residency.residents())

@@ -14,7 +14,7 @@ from engine.cluster.ray.children import own_folder
 from engine.cluster.ray.fleet import Fleet
 from engine.cluster.ray.local import check_resources
 from engine.cluster.routing import Ask, Rendezvous, Report
-from engine.cluster.routing.warming import to_warm
+from engine.cluster.routing.warming import to_pin, to_warm
 from engine.commands import cluster
 from engine.config import ClusterSettings, load
 from engine.errors import BadConfiguration, NotEnoughResources
@@ -84,6 +84,20 @@ def test_a_new_replica_loads_what_will_be_its_own() -> None:
     everything = to_warm("new", Report("base", 8, 100), others)
     assert set(everything) == mine
     assert everything[0] == "a7@v1" or "a7@v1" not in mine
+
+
+def test_a_new_replica_keeps_what_the_others_keep() -> None:
+    """It pins what replicas of its base have pinned, and what else it loads leaves room for that."""
+    adapters = [f"a{number}" for number in range(40)]
+    held = {name: frozenset({"v1"}) for name in adapters}
+    pinned = frozenset({"a1@v1", "a2@v1"})
+    others = {"r0": Report("base", 8, 4, residents=held, pinned=pinned), "r1": Report("base", 8, 4)}
+    others["r2"] = Report("other", 8, 4, pinned=frozenset({"x@v1"}))
+    assert to_pin(Report("base", 8, 4), others) == ["a1@v1", "a2@v1"]
+    loaded = to_warm("new", Report("base", 8, 4), others)
+    assert len(loaded) == 2
+    assert not pinned & set(loaded)
+    assert to_warm("new", Report("base", 8, 1), others) == []
 
 
 SMALL, LARGE = {"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 8.0}

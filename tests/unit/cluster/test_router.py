@@ -1,30 +1,26 @@
-"""The router: the same contract as one server, requests where their adapters are, changes everywhere."""
+"""The router: the same contract as one server, requests where their adapters are."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import MagicMock
 
 import aiohttp
-import grpc
 import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.api.loraplex.v1 import generation_pb2 as pb
-from engine.client import Aborted, AsyncClient
-from engine.client.testing import write_adapter
 from engine.cluster.fleet import watcher
 from engine.cluster.router.adapters import AdapterFanOut
 from engine.cluster.router.overview import Overview
 from engine.server import boundary, engine_info
 from tests.unit.cluster.conftest import StartCluster
-from tests.unit.server.conftest import all_of, ask, ask_stream, chunk, parts, refused, until, upload
+from tests.unit.server.conftest import all_of, ask, ask_stream, refused, until
 
 
 @pytest.mark.parametrize(("proto", "service"), [(adapters_pb2, AdapterFanOut), (engine_pb2, Overview)])
@@ -144,68 +140,6 @@ async def test_an_adapter_stays_at_one_replica(start: StartCluster) -> None:
         assert all(residents)
 
 
-async def test_a_publication_is_visible_everywhere(start: StartCluster) -> None:
-    """What is published through the router, or at one server alone, all answer before they would look by themselves."""
-    async with start(3) as cluster:
-        await cluster.publish("support")
-        for app in cluster.apps:
-            assert "support" in app.catalog.adapters
-        write_adapter(cluster.folder / "other", 9)
-        header = adapters_pb2.PublishHeader(name="direct")
-        target = cluster.addresses[0]
-        await asyncio.to_thread(lambda: upload(target, parts(cluster.folder / "other", header)))
-        for _ in range(3):
-            assert (
-                await cluster.client.generate(adapter="direct", prompt="x", temperature=0)
-            ).text == "direct@v1 heard: x"
-
-
-async def test_a_refused_upload_says_why(start: StartCluster) -> None:
-    """A publication that the replica refuses in its middle ends with the replica's own status."""
-    async with start() as cluster:
-        target = f"127.0.0.1:{cluster.router.port}"
-        messages = [chunk("a", b"x")] * 3
-
-        def send() -> str:
-            try:
-                upload(target, messages)
-            except grpc.RpcError as error:
-                return str(error)
-            return "accepted"
-
-        assert "must be the first message" in await asyncio.to_thread(send)
-
-
-async def test_a_malformed_upload_says_why(start: StartCluster) -> None:
-    """A message that breaks a constraint in the middle of an upload is named, as by a server."""
-    async with start() as cluster:
-        header = adapters_pb2.PublishAdapterRequest(header=adapters_pb2.PublishHeader(name="support"))
-        messages = [header, chunk("adapter_config.json", b"{}"), chunk("", b"x"), chunk("y", b"z")]
-
-        def send() -> tuple[str, str]:
-            try:
-                upload(f"127.0.0.1:{cluster.router.port}", messages)
-            except grpc.RpcError as error:
-                return error.code().name, str(error)
-            return "OK", ""
-
-        code, text = await asyncio.to_thread(send)
-        assert (code, "path" in text) == ("INVALID_ARGUMENT", True)
-
-
-async def test_a_publication_goes_to_a_replica_of_its_base(start: StartCluster) -> None:
-    """Which replica is less busy does not decide on which base an adapter counts as trained."""
-    async with start(3, models=("main", "main", "other")) as cluster:
-        bases = [app.generator.residency.base_fingerprint for app in cluster.apps if app.generator]
-        assert bases[0] == bases[1] != bases[2]
-        for number, (name, base) in enumerate((("a", bases[2]), ("b", bases[0]), ("c", ""), ("d", bases[2]))):
-            write_adapter(cluster.folder / name, number)
-            for link in cluster.router.fleet.usable():
-                link.replica.sent += link.replica.report.base == (base or bases[0])  # the busier ones
-            published = await cluster.client.adapters.publish(cluster.folder / name, name, base_fingerprint=base)
-            assert published.base_fingerprint == (base or bases[0])
-
-
 async def test_what_metadata_cannot_hold_is_refused(start: StartCluster) -> None:
     """A request that gRPC would not send on is the caller's mistake, and no replica is blamed for it."""
     async with start(2) as cluster:
@@ -221,118 +155,6 @@ async def test_what_metadata_cannot_hold_is_refused(start: StartCluster) -> None
                 async with session.post(url, json={"model": "base", "prompt": "x"}, headers=header) as response:
                     assert response.status < 500
         assert len(cluster.router.fleet.usable()) == 2
-
-
-async def test_a_replica_that_leaves_during_a_promotion(start: StartCluster) -> None:
-    """The alias has not moved, and the caller is told so instead of INTERNAL."""
-    async with start(2) as cluster:
-        await cluster.publish("support", 1)
-        await cluster.publish("support", 2)
-        link = cluster.router.fleet.usable()[0]
-        await link.channel.close()
-        with pytest.raises(grpc.aio.AioRpcError) as left:
-            link.adapter_call("SetAlias", adapters_pb2.SetAliasRequest(name="support"))
-        assert left.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert (await cluster.client.adapters.get("support")).versions
-
-
-async def test_two_rollbacks_at_once(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both want the version before this one: the slower one does not go forward to the bad one again."""
-    warm, begun, go_on = AdapterFanOut._warm, asyncio.Event(), asyncio.Event()
-
-    async def first_waits(*given: Any) -> AsyncIterator[Any]:
-        if not begun.is_set():
-            begun.set()
-            await go_on.wait()
-        async for progress in warm(*given):
-            yield progress
-
-    async with start(2) as cluster:
-        for seed in (1, 2, 3):
-            await cluster.publish("support", seed)
-        await cluster.client.adapters.promote("support", "v2")
-        await cluster.client.adapters.promote("support", "v3")
-        monkeypatch.setattr(AdapterFanOut, "_warm", first_waits)
-        slow = asyncio.create_task(cluster.client.adapters.rollback("support"))
-        await begun.wait()
-        assert (await cluster.client.adapters.rollback("support")).version == "v2"
-        go_on.set()
-        with pytest.raises(Aborted):
-            await slow
-        assert (await cluster.client.adapters.get("support")).adapter.aliases["current"] == "v2"
-
-
-async def test_promotion_is_warm_before_it_switches(start: StartCluster) -> None:
-    """When the alias moves, every replica that will be asked has the version; a rollback too; progress tells of it."""
-    async with start(2) as cluster:
-        await cluster.publish("support", 1)
-        await cluster.publish("support", 2)
-        steps: list[str] = []
-        change = await cluster.client.adapters.promote(
-            "support", "v2", on_progress=lambda step: steps.append(step.detail)
-        )
-        assert change.version == "v2"
-        assert "support@v2 is ready on 2 of 2 replicas" in steps
-        assert all("support@v2" in cluster.residents(number) for number in range(2))
-        assert (
-            await cluster.client.generate(adapter="support", prompt="x", temperature=0)
-        ).text == "support@v2 heard: x"
-        change = await cluster.client.adapters.rollback("support")
-        assert change.version == "v1"
-        assert all("support@v1" in cluster.residents(number) for number in range(2))
-        canary = await all_of(
-            cluster.stubs.adapters.SetCanary(adapters_pb2.SetCanaryRequest(name="support", version="v2", weight=0.5))
-        )
-        assert canary[-1].change.canary_weight == 0.5
-        ended = await cluster.stubs.adapters.EndCanary(adapters_pb2.EndCanaryRequest(name="support"))
-        assert not ended.change.HasField("canary_weight")
-
-
-async def test_a_promotion_asks_who_holds_the_adapter_now(start: StartCluster) -> None:
-    """A replica that came to hold the adapter since it was last asked is warm too, though it is not preferred."""
-    async with start(4, router={"poll_s": 60}) as cluster:
-        await cluster.publish("support", 1)
-        await cluster.publish("support", 2)
-        for address in cluster.addresses:
-            async with AsyncClient(address) as beside:
-                await beside.adapters.preload("support@v1")
-        await cluster.client.adapters.promote("support", "v2")
-        assert all("support@v2" in cluster.residents(number) for number in range(4))
-
-
-async def test_a_promotion_that_one_replica_cannot_do_moves_nothing(start: StartCluster) -> None:
-    """One replica refuses to load the version: the caller learns which and why, and the alias stays."""
-    async with start(2) as cluster:
-        await cluster.publish("support", 1)
-        await cluster.publish("support", 2)
-
-        async def refuse(adapter: object) -> None:
-            raise RuntimeError("no memory")
-
-        cluster.engines[1].load_adapter = refuse  # type: ignore[method-assign]
-        request = adapters_pb2.SetAliasRequest(name="support", alias="current", version="v2")
-        refusal = await refused(all_of(cluster.stubs.adapters.SetAlias(request)))
-        assert (refusal.code.name, refusal.reason) == ("FAILED_PRECONDITION", "NOT_EVERYWHERE")
-        assert cluster.addresses[1] in refusal.message
-        assert "the alias has not moved" in refusal.message
-        assert dict((await cluster.client.adapters.get("support")).adapter.aliases)["current"] == "v1"
-
-
-async def test_preload_pin_and_unload_everywhere(start: StartCluster) -> None:
-    """They reach every replica, and what no replica knows is not found."""
-    async with start(3) as cluster:
-        await cluster.publish("support")
-        assert (await cluster.client.adapters.preload("support")).version == "v1"
-        assert all(cluster.residents(number) == {"support@v1"} for number in range(3))
-        await cluster.stubs.adapters.PinAdapter(adapters_pb2.PinAdapterRequest(adapter="support", pinned=True))
-        for app in cluster.apps:
-            assert app.generator
-            assert all(one.pinned for one in app.generator.residency.residents())
-        unload = adapters_pb2.UnloadAdapterRequest(adapter="support")
-        assert (await cluster.stubs.adapters.UnloadAdapter(unload)).was_resident
-        assert not any(cluster.residents(number) for number in range(3))
-        pin = adapters_pb2.PinAdapterRequest(adapter="support@v7", pinned=True)
-        assert (await refused(cluster.stubs.adapters.PinAdapter(pin))).reason == "ADAPTER_NOT_FOUND"
 
 
 async def test_draining_and_restarting_replicas_get_nothing(start: StartCluster) -> None:

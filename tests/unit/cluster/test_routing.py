@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -61,6 +62,17 @@ def test_the_order_does_not_depend_on_who_asks() -> None:
     one, other = Rendezvous(dict.fromkeys(names, 1.0)), Rendezvous(dict.fromkeys(shuffled, 1.0))
     assert all(one.order(key) == other.order(key) for key in KEYS[:200])
     assert one.order("support")[:3] == ("n11", "n19", "n7")  # fixed for ever: an upgrade must not move adapters
+
+
+def test_remembered_orders_do_not_keep_prompts() -> None:
+    """The key of a prompt holds its beginning, and tens of thousands of orders are remembered."""
+    ring = Rendezvous({f"n{number}": 1.0 for number in range(4)})
+    tracemalloc.start()
+    for number in range(1000):
+        assert ring.first(f"prefix {number} " + 2000 * "x") == ring.order(f"prefix {number} " + 2000 * "x")
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1000 * 500
 
 
 def test_routers_agree() -> None:
@@ -202,10 +214,17 @@ def test_who_gets_nothing() -> None:
     assert {chooser.choose(Ask(key), BASE).id for key in KEYS[:50]} == {"r3"}  # type: ignore[union-attr]
     assert chooser.choose(Ask("a"), BASE, {"r3"}) is None
     assert replicas.bases() == [BASE, "sha256:other"]
+    assert replicas.bases() is replicas.bases()  # every request asks, of fleets of hundreds
     replicas.remove("r3")
+    assert replicas.bases() == ["sha256:other"]
     assert chooser.choose(Ask("a"), BASE) is None
     replicas.trust(replicas.by_id["r1"], trusted=True)
     assert chooser.choose(Ask("a"), BASE) is replicas.by_id["r1"]
+    assert replicas.bases() == [BASE, "sha256:other"]
+    replicas.reported(replicas.by_id["r1"], Report("sha256:other", 8, 4))
+    assert replicas.bases() == ["sha256:other"]
+    replicas.add(Replica("r9", Report("sha256:new", 8, 4)))
+    assert replicas.bases() == ["sha256:other", "sha256:new"]
 
 
 def test_the_sums_stay_right() -> None:

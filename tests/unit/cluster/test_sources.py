@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import AsyncIterator, Set
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from engine.cluster.fleet import DnsSource, sources
+from engine.cluster.fleet import DnsSource, Fleet, sources
 from engine.cluster.router.workers import source_of
 from engine.config import RouterSettings
 from engine.errors import BadConfiguration
@@ -55,3 +57,31 @@ def test_a_name_without_a_port_is_refused() -> None:
     """It is told at the start, not when the first request finds nobody."""
     with pytest.raises(BadConfiguration, match="not host:port"):
         source_of(RouterSettings(replicas="dns:engines"))
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70])
+def test_what_cannot_be_a_name_is_refused(name: str) -> None:
+    """Asked for, it would raise what is no failure of the DNS."""
+    with pytest.raises(BadConfiguration, match="cannot be a DNS name"):
+        source_of(RouterSettings(replicas=f"dns:{name}:80"))
+
+
+@pytest.mark.parametrize("replicas", ["127.0.0.1:99999", "127.0.0.1:1,127.0.0.1:0", "dns:engines:70000"])
+def test_a_port_that_there_cannot_be_is_refused(replicas: str) -> None:
+    """Its last 16 bits, which gRPC would take, are another one."""
+    with pytest.raises(BadConfiguration, match="1 to 65535"):
+        source_of(RouterSettings(replicas=replicas))
+
+
+async def test_a_source_that_fails_ends_the_start() -> None:
+    """Nobody waits for a list that will never come."""
+
+    class Broken:
+        async def watch(self) -> AsyncIterator[Set[str]]:
+            raise ValueError("no list")
+            yield set()
+
+    fleet = Fleet(Broken())
+    with pytest.raises(ValueError, match="no list"):
+        await asyncio.wait_for(fleet.start(), 5)
+    await fleet.stop()
