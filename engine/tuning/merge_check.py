@@ -63,7 +63,9 @@ def logits_of(model: Any, texts: Sequence[list[int]]) -> Iterator[torch.Tensor]:
     most = max(1, min(_PLACES // len(texts), _PLACES_OF_ONE))
     keep = {"logits_to_keep": most} if takes(model, "logits_to_keep") else {}
     for ids in texts:
-        yield model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, **keep).logits[0, -most:].float()
+        yield (
+            model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, **keep).logits[0, -most:].float()
+        )
 
 
 def likeness(wanted: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> Likeness:

@@ -79,12 +79,12 @@ class Link:
         """A request was answered."""
         self._failures, self._pause_s = 0, _PAUSE_S
 
-    def failed(self, *, unreachable: bool, asked_at: float = math.inf) -> None:
-        """A request failed by the replica's fault. Too often in a row: it gets none for a while, then one to try.
+    def failed(self, asked_at: float = math.inf) -> None:
+        """A request failed by the replica's fault: it gets none until a look finds it well; after three in a row, for a while.
 
         `asked_at` is when it was asked, by time.monotonic: all requests that one death or cut ends count once.
         """
-        self.reachable = self.reachable and not unreachable
+        self.reachable = False
         if asked_at <= self._failed_at:
             return
         now = self._failed_at = time.monotonic()

@@ -147,9 +147,9 @@ class Fleet:
         found = await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
         return cast("adapters_pb2.GetAdapterResponse", found)
 
-    def failed(self, link: Link, *, unreachable: bool, asked_at: float = math.inf) -> None:
+    def failed(self, link: Link, asked_at: float = math.inf) -> None:
         """A request failed there by the replica's fault; `asked_at` as in Link.failed."""
-        link.failed(unreachable=unreachable, asked_at=asked_at)
+        link.failed(asked_at)
         self._judge(link)
 
     async def look(self, link: Link) -> None:

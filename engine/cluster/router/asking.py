@@ -60,7 +60,7 @@ class Asking:
         """Whether a call ended because its replica went away; then nobody else is sent there until a look succeeds."""
         if judge(error, error_info(error).reason) is not Failure.GONE:
             return False
-        self._fleet.failed(link, unreachable=True)
+        self._fleet.failed(link)
         return True
 
     async def most(self, method: str, request: Any, context: Context, seen: Callable[[Any], int]) -> Any:

@@ -212,7 +212,7 @@ class Journey:
             if self._without >= _MOST_WITHOUT and not self._resuming:
                 raise Refusal(error)
         elif failure is not Failure.LEAVING and self.failovers <= _MOST_BLAMED:
-            self._fleet.failed(link, unreachable=True, asked_at=self._asked_at)
+            self._fleet.failed(link, self._asked_at)
 
     def _change_base(self, base: str, error: aio.AioRpcError) -> None:
         """The version was trained on another base than this replica's; remember it for the next request."""

@@ -63,7 +63,7 @@ class Cluster:
     def pause(self, number: int) -> None:
         """Have requests fail at a server until the router sends it none for a second."""
         for _ in range(3):
-            self.router.fleet.failed(self.router.fleet.links[self.addresses[number]], unreachable=False)
+            self.router.fleet.failed(self.router.fleet.links[self.addresses[number]])
 
     def residents(self, number: int) -> set[str]:
         """What a server's engine holds."""

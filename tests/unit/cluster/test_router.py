@@ -210,9 +210,9 @@ async def test_the_log_says_once_why_a_replica_gets_nothing(
         assert log.info.call_args.kwargs["base"] == cluster.router.fleet.replicas.bases()[0]
         assert said() == [(True, "")]
         for _ in range(3):
-            cluster.router.fleet.failed(next(iter(cluster.router.fleet.links.values())), unreachable=False)
+            cluster.router.fleet.failed(next(iter(cluster.router.fleet.links.values())))
         await cluster.look(0)
-        assert said() == [(False, "requests fail there")]
+        assert said() == [(False, "a request failed there"), (False, "requests fail there")]
         cluster.engines[0].alive = False
         await until(lambda: not cluster.apps[0].engine.alive)
         for _ in range(2):
