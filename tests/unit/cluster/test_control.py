@@ -60,6 +60,35 @@ async def test_a_restarted_fleet_says_nothing_before_everybody_has_reported() ->
     assert await waiting == ["a:1", "b:1", "c:1"]
 
 
+async def test_a_fleet_that_stood_still_says_nothing_before_everybody_has_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its process was stopped: no replica is gone for that, nor forgotten; one that does not report afterwards is."""
+    monkeypatch.setattr("engine.cluster.ray.fleet.HEARTBEAT_S", 0.01)
+    clock = Clock()
+    fleet = Fleet(clock=clock)
+    both = ["a:1", "b:1"]
+    for address in both:
+        await fleet.heartbeat(address, b"")
+    clock.now = 4
+    waiting = asyncio.create_task(fleet.addresses(both))
+    await asyncio.sleep(0)
+    clock.now = 12
+    assert await waiting is None
+    assert (await fleet.reports()).keys() == set(both)
+    again = asyncio.create_task(fleet.addresses())
+    await asyncio.sleep(0.05)
+    assert not again.done()
+    clock.now = 14
+    await fleet.heartbeat("a:1", b"")
+    await asyncio.sleep(0.05)
+    assert not again.done()
+    clock.now = 16
+    assert await again == both
+    clock.now = 18.5
+    assert await fleet.addresses() == ["a:1"]
+
+
 async def test_draining_is_told_by_the_heartbeat() -> None:
     """A replica hears that it shall drain when it reports; nobody else does."""
     clock = Clock()
