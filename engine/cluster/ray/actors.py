@@ -26,6 +26,7 @@ from engine.config import ClusterSettings, RouterSettings, Settings, load
 SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
 _START_S = 600.0
 _ROUTER_START_S = 60.0
+_AWAY_S = 1.0  # until a Router looks for the Fleet again
 _KNOWN_S = 2.0  # after its first heartbeat every router has heard of a replica
 
 
@@ -114,11 +115,12 @@ class Router:
         while True:
             try:
                 addresses = await fleet_of(self._spec.name).addresses.remote(self._known)
-            except (ray.exceptions.RayError, ValueError):
-                await asyncio.sleep(1)  # the Fleet is away: the router goes on with what it has
-                continue
-            if addresses is not None:
-                self._write(addresses)
+                if addresses is not None:
+                    self._write(addresses)
+            except (ray.exceptions.RayError, ValueError, OSError):
+                await asyncio.sleep(
+                    _AWAY_S
+                )  # the Fleet is away, or the disk is full: the router goes on with what it has
 
     def _write(self, addresses: list[str]) -> None:
         """At once or not at all: the router may be reading."""
@@ -130,6 +132,8 @@ class Router:
     def check_health(self) -> None:
         """As EngineReplica's."""
         self._child.check()
+        if self._task.done():
+            raise RuntimeError("it does not follow the Fleet any more")
 
     async def __del__(self) -> None:
         """Leave the port to the successor, and finish what runs: until then it has to know where the replicas are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import AsyncMock, MagicMock
+from typing import Any
+from unittest.mock import AsyncMock, MagicMock, call
 
 import grpc
 import psutil
@@ -172,11 +174,16 @@ def test_a_server_whose_engine_is_dead_for_good_is_replaced(
         server.check()
 
 
-async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+@pytest.fixture
+def actors() -> Any:
+    """The module, where Ray is."""
     with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
-        ray = pytest.importorskip("ray")
-        actors = pytest.importorskip("engine.cluster.ray.actors")
+        return pytest.importorskip("engine.cluster.ray.actors")
+
+
+async def test_heartbeats_go_on_after_the_fleet_was_away(actors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+    ray = actors.ray
     monkeypatch.setattr(actors, "HEARTBEAT_S", 0.01)
     old, new = MagicMock(), MagicMock()
     old.heartbeat.remote = AsyncMock(side_effect=ray.exceptions.RayActorError)
@@ -193,3 +200,24 @@ async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.Mon
     await asyncio.gather(replica._task, return_exceptions=True)
     with pytest.raises(RuntimeError, match="heartbeats"):
         kind.check_health(replica)
+
+
+async def test_a_router_follows_the_fleet_whatever_happens(actors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Fleet that is away and a disk that is full end nothing, and Ray learns if the following has ended."""
+    monkeypatch.setattr(actors, "_AWAY_S", 0.01)
+    away = actors.ray.exceptions.RayActorError()
+    full = OSError(errno.ENOSPC, "no space left")
+    fleet = MagicMock()
+    fleet.addresses.remote = AsyncMock(side_effect=[away, ["a:1"], ["a:1"], asyncio.CancelledError])
+    monkeypatch.setattr(actors, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), *[fleet] * 4]))
+    write = MagicMock(side_effect=[full, None])
+    kind = actors.Router
+    router = MagicMock(_known=None, _write=write)
+    router._task = MagicMock(done=lambda: False)
+    with pytest.raises(asyncio.CancelledError):
+        await kind._follow(router)
+    assert write.call_args_list == [call(["a:1"])] * 2
+    kind.check_health(router)
+    router._task = MagicMock(done=lambda: True)
+    with pytest.raises(RuntimeError, match="follow"):
+        kind.check_health(router)
