@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import yaml
 
 from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.fleet.watcher import to_report
-from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own_folder
+from engine.cluster.ray.children import RouterChild, ServerChild, free_port
 from engine.cluster.ray.control import fleet_of
 from engine.cluster.ray.fleet import HEARTBEAT_S
+from engine.cluster.ray.folders import fresh_folder, own_folder
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
 from engine.cluster.routing.warming import to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
@@ -35,13 +35,15 @@ class EngineReplica:
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
         self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-engine-"))
         self._fleet = fleet_of(self._spec.name)
         host = _own_address() if self._spec.allow_remote else "127.0.0.1"
         settings = engine_settings(self._spec, host, free_port(host))
         self._drain_s = settings["drain_s"]
-        with own_folder(Path(settings["cache"])) as (cache, lock):
-            self._child = ServerChild(settings | {"cache": str(cache)}, self._folder, keeps=(lock,))
+        with (
+            own_folder(Path(settings["cache"])) as (cache, cache_lock),
+            fresh_folder(f"{self._spec.name}-engine-") as (folder, lock),
+        ):
+            self._child = ServerChild(settings | {"cache": str(cache)}, folder, keeps=(cache_lock, lock))
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
         await self._warm()
         self._drained = False
@@ -101,13 +103,13 @@ class Router:
     async def __init__(self, spec: dict[str, Any], *engines: Any) -> None:  # type: ignore[misc]
         del engines  # named so that all are one application; requests go another way
         self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-router-"))
-        self._file = self._folder / "fleet.yaml"
         self._known: list[str] | None = None
-        self._write(await fleet_of(self._spec.name).addresses.remote() or [])
-        settings = router_settings(self._spec, self._file)
-        self._drain_s = settings["drain_s"]
-        self._child = RouterChild(settings, self._folder)
+        with fresh_folder(f"{self._spec.name}-router-") as (folder, lock):
+            self._file = folder / "fleet.yaml"
+            self._write(await fleet_of(self._spec.name).addresses.remote() or [])
+            settings = router_settings(self._spec, self._file)
+            self._drain_s = settings["drain_s"]
+            self._child = RouterChild(settings, folder, keeps=(lock,))
         self._task = asyncio.create_task(self._follow())
         await asyncio.to_thread(self._child.wait_ready, _ROUTER_START_S)
 

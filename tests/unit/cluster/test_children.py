@@ -174,6 +174,36 @@ def test_a_server_whose_engine_is_dead_for_good_is_replaced(
         server.check()
 
 
+def written(log: Path, word: str) -> str:
+    """What is in a log once this word is: a server writes some lines after it has answered."""
+    until = time.monotonic() + 10
+    while word not in (text := log.read_text()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return text
+
+
+def test_a_log_is_bounded_and_keeps_the_last_words(server: ServerChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is long it begins anew under the server, and one that then dies is quoted from both."""
+    folder = Path(server.process.args[-1]).parent  # type: ignore[index, arg-type]
+    log, older = folder / "serve.log", folder / "serve.log.1"
+    server.check()
+    assert not older.exists()
+    size = len(written(log, "ready"))
+    monkeypatch.setattr(children, "_LOG_BYTES", size - 1)
+    server.check()
+    assert (log.stat().st_size, older.stat().st_size) == (0, size)
+    assert not server.preload("nothing@v1")
+    fresh = written(log, "PreloadAdapter")
+    assert "PreloadAdapter" in fresh
+    assert "\0" not in fresh
+    assert len(fresh) < 2000
+    server.process.kill()
+    server.process.wait(10)
+    with pytest.raises(ChildDied) as died:
+        server.check()
+    assert str(died.value).endswith((older.read_text() + fresh)[-2000:])
+
+
 @pytest.fixture
 def actors() -> Any:
     """The module, where Ray is."""
