@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from engine.commands.flags import add_flags
-from engine.commands.output import err, out, warnings, write_json
+from engine.commands.output import err, note, out, warnings, write_json
 from engine.config import ClusterSettings, load
 from engine.errors import InvalidRequest, NoCluster
 
@@ -28,6 +28,7 @@ Name = Annotated[str, typer.Option(help="The fleet's name.")]
 RayAddress = Annotated[str, typer.Option("--ray", help="Address of the Ray cluster; auto: the one on this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _PANELS = {"replicas": "How many", "model": "What each one is", "name": "Where"}
+_LOOK_S = 2.0  # between looks at what Serve waits for
 
 
 def up(config: Path | None, **flags: Any) -> None:
@@ -147,7 +148,36 @@ def _run(spec: ClusterSettings) -> None:
 
     start: Any = serve.start
     start(proxy_location="Disabled")
-    serve.run(build(spec.model_dump(mode="json")), name=spec.name, route_prefix=None)
+    with _telling_what_it_waits_for(spec.name):
+        serve.run(build(spec.model_dump(mode="json")), name=spec.name, route_prefix=None)
+
+
+@contextmanager
+def _telling_what_it_waits_for(name: str) -> Iterator[None]:
+    """Say what Serve has to say of deployments that are not all up, such as who finds no place: it waits for that for ever."""
+    ended = threading.Event()
+    watch = threading.Thread(target=_tell, args=(name, ended), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join(_LOOK_S)
+
+
+def _tell(name: str, ended: threading.Event) -> None:
+    from ray import exceptions, serve
+    from ray.serve.exceptions import RayServeException
+
+    told: dict[str, str] = {}
+    while not ended.wait(_LOOK_S):
+        with suppress(exceptions.RayError, RayServeException):  # the call that waits meets it, too
+            application = serve.status().applications.get(name)
+            messages = {each: one.message for each, one in (application.deployments if application else {}).items()}
+            for deployment, message in messages.items():
+                if message and message != told.get(deployment):
+                    note(message)
+            told = messages
 
 
 def _nodes() -> list[tuple[str, dict[str, float]]]:

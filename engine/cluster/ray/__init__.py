@@ -5,6 +5,7 @@ actors.py       EngineReplica and Router: each starts a process and watches it
 fleet.py        the Fleet actor: who is where, from heartbeats
 control.py      the same as Ray keeps it, and what was last asked for
 children.py     the server and the router are processes of their own: nothing of Ray is in the way of a token
+folders.py      where they keep settings, log and copies of adapters
 scaling.py      how many engines there should be
 local.py        Ray on this machine: safe settings, small memory
 

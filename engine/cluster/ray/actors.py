@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import yaml
 
 from engine.api.loraplex.v1 import engine_pb2
 from engine.cluster.fleet.watcher import to_report
-from engine.cluster.ray.children import RouterChild, ServerChild, free_port, own_folder
+from engine.cluster.ray.children import RouterChild, ServerChild, free_port
 from engine.cluster.ray.control import fleet_of
 from engine.cluster.ray.fleet import HEARTBEAT_S
+from engine.cluster.ray.folders import fresh_folder, own_folder
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
 from engine.cluster.routing.warming import to_pin, to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
@@ -26,6 +26,7 @@ from engine.config import ClusterSettings, RouterSettings, Settings, load
 SLOW_S = 15.0  # more than draining takes, so that Ray does not kill who drains
 _START_S = 600.0
 _ROUTER_START_S = 60.0
+_AWAY_S = 1.0  # until a Router looks for the Fleet again
 _KNOWN_S = 2.0  # after its first heartbeat every router has heard of a replica
 
 
@@ -34,13 +35,15 @@ class EngineReplica:
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
         self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-engine-"))
         self._fleet = fleet_of(self._spec.name)
         host = _own_address() if self._spec.allow_remote else "127.0.0.1"
         settings = engine_settings(self._spec, host, free_port(host))
         self._drain_s = settings["drain_s"]
-        with own_folder(Path(settings["cache"])) as (cache, lock):
-            self._child = ServerChild(settings | {"cache": str(cache)}, self._folder, keeps=(lock,))
+        with (
+            own_folder(Path(settings["cache"])) as (cache, cache_lock),
+            fresh_folder(f"{self._spec.name}-engine-") as (folder, lock),
+        ):
+            self._child = ServerChild(settings | {"cache": str(cache)}, folder, keeps=(cache_lock, lock))
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
         await self._warm()
         self._drained = False
@@ -103,13 +106,13 @@ class Router:
     async def __init__(self, spec: dict[str, Any], *engines: Any) -> None:  # type: ignore[misc]
         del engines  # named so that all are one application; requests go another way
         self._spec = ClusterSettings(**spec)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._spec.name}-router-"))
-        self._file = self._folder / "fleet.yaml"
         self._known: list[str] | None = None
-        self._write(await fleet_of(self._spec.name).addresses.remote() or [])
-        settings = router_settings(self._spec, self._file)
-        self._drain_s = settings["drain_s"]
-        self._child = RouterChild(settings, self._folder)
+        with fresh_folder(f"{self._spec.name}-router-") as (folder, lock):
+            self._file = folder / "fleet.yaml"
+            self._write(await fleet_of(self._spec.name).addresses.remote() or [])
+            settings = router_settings(self._spec, self._file)
+            self._drain_s = settings["drain_s"]
+            self._child = RouterChild(settings, folder, keeps=(lock,))
         self._task = asyncio.create_task(self._follow())
         await asyncio.to_thread(self._child.wait_ready, _ROUTER_START_S)
 
@@ -117,11 +120,12 @@ class Router:
         while True:
             try:
                 addresses = await fleet_of(self._spec.name).addresses.remote(self._known)
-            except (ray.exceptions.RayError, ValueError):
-                await asyncio.sleep(1)  # the Fleet is away: the router goes on with what it has
-                continue
-            if addresses is not None:
-                self._write(addresses)
+                if addresses is not None:
+                    self._write(addresses)
+            except (ray.exceptions.RayError, ValueError, OSError):
+                await asyncio.sleep(
+                    _AWAY_S
+                )  # the Fleet is away, or the disk is full: the router goes on with what it has
 
     def _write(self, addresses: list[str]) -> None:
         """At once or not at all: the router may be reading."""
@@ -133,6 +137,8 @@ class Router:
     def check_health(self) -> None:
         """As EngineReplica's."""
         self._child.check()
+        if self._task.done():
+            raise RuntimeError("it does not follow the Fleet any more")
 
     async def __del__(self) -> None:
         """Leave the port to the successor, and finish what runs: until then it has to know where the replicas are."""

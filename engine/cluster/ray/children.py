@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ _OURS = str(Path(engine.__file__).parents[1])  # where the child finds this very
 _CALL_S = 2.0
 _SILENT_S = 30.0  # without an answer, after which a server that was ready is of no use any more
 _SILENT_RESTARTING_S = 600.0  # the same while it starts an engine, which may keep it busy
+_LOG_BYTES = 16 * 1024 * 1024  # of a log, after which a new one begins; the one before it is kept
+_LAST_WORDS_BYTES = 2000
 
 
 class ChildDied(RuntimeError):
@@ -53,7 +54,8 @@ class Child:
         self._log = folder / f"{command}.log"
         paths = os.pathsep.join(filter(None, (_OURS, os.environ.get("PYTHONPATH"))))  # a runtime environment's, too
         parent = {END_WITH_PARENT: str(os.getpid()), "PYTHONPATH": paths}
-        with self._log.open("wb") as log:
+        self._older_log = folder / f"{command}.log.1"
+        with self._log.open("ab") as log:  # appends wherever it ends, so that it can be made empty under the child
             self.process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "engine.cli", command, "--config", str(config)],
                 stdout=log,
@@ -64,10 +66,27 @@ class Child:
             )
 
     def check(self) -> None:
-        """Raise ChildDied if it has ended."""
+        """Raise ChildDied if it has ended. Called every few seconds, and so what keeps its log small."""
         if (code := self.process.poll()) is not None:
-            text = self._log.read_text(errors="replace")[-2000:]
-            raise ChildDied(f"the process ended with {code}; its log ends:\n{text}")
+            raise ChildDied(f"the process ended with {code}; its log ends:\n{self._last_words()}")
+        with suppress(OSError):
+            self._rotate()
+
+    def _rotate(self) -> None:
+        """By copying: the child and its own children, whatever they are, keep the file open."""
+        if self._log.stat().st_size > _LOG_BYTES:
+            try:
+                shutil.copyfile(self._log, self._older_log)
+            finally:  # on a full disk, too
+                os.truncate(self._log, 0)
+
+    def _last_words(self) -> str:
+        text = b""
+        for log in (self._log, self._older_log):
+            with suppress(OSError), log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - _LAST_WORDS_BYTES))
+                text = file.read() + text
+        return text[-_LAST_WORDS_BYTES:].decode(errors="replace")
 
     def stop(self, grace_s: float) -> None:
         """Have it finish what it has, for so long at most."""
@@ -89,12 +108,12 @@ class Child:
 class RouterChild(Child):
     """`loraplex router`, whose processes tell when they take calls: at its port another router may be answering."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, keeps: Sequence[int] = ()) -> None:
         address = str(folder / "ready")
         self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._told.bind(address)
         self._awaited = int(settings["workers"])
-        super().__init__("router", settings, folder, environment={NOTIFY_SOCKET: address})
+        super().__init__("router", settings, folder, keeps, environment={NOTIFY_SOCKET: address})
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return when all its processes take calls. Raises ChildDied, TimeoutError."""
@@ -190,28 +209,6 @@ def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def own_folder(root: Path) -> Iterator[tuple[Path, int]]:
-    """The first folder in `root` that no other process has, and a lock on it: it lasts while anyone keeps that open.
-
-    Ray numbers its replicas, too, but gives them new numbers after a change rolled, and knows nothing of who still drains.
-    """
-    for number in itertools.count():
-        folder = root / f"engine-{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        try:
-            yield folder, lock
-        finally:
-            os.close(lock)
-        return
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The Fleet: who is where. Replicas report to it, routers and people ask it.
 
 All it knows comes from heartbeats, so after a restart it knows everything again within seconds; until then it tells nobody that
-replicas are gone. It is on the way of no request.
+replicas are gone, nor does it when its process stood still and so heard nobody. It is on the way of no request.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 HEARTBEAT_S = 0.5
 _EXPIRED_S = 6.0  # without a heartbeat, after which a replica is not listed any more
-_SETTLE_S = 3.0  # after a start: the time until every replica has reported
+_SETTLE_S = 3.0  # after a start, or after standing still: the time until every replica has reported
+_STILL_S = 4.5  # for a wait of HEARTBEAT_S, above which this process stood still; less than after which replicas expire
 _LONG_POLL_S = 5.0
 
 
@@ -52,10 +54,11 @@ class Fleet:
             if self._clock() >= until:
                 return None
             self._changed.clear()
-            try:
+            before = self._clock()
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
-            except TimeoutError:
-                continue
+            if self._clock() - before > _STILL_S:
+                self._started = self._clock()  # it stood still: that it heard of nobody says nothing about them
 
     async def reports(self) -> dict[str, bytes]:
         """The latest GetEngineResponse of every replica."""
@@ -73,7 +76,7 @@ class Fleet:
 
     def _fresh(self) -> list[str]:
         now = self._clock()
-        for address in [address for address, seen in self._seen.items() if now - seen > _EXPIRED_S]:
+        for address in [one for one, seen in self._seen.items() if now - max(seen, self._started) > _EXPIRED_S]:
             del self._seen[address], self._reports[address]
             self._draining.discard(address)
         return sorted(self._seen)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from engine.commands import cluster
 from engine.config import ClusterSettings, load
 from engine.errors import BadConfiguration
 
 with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
     pytest.importorskip("ray")
+    from ray import serve
     from ray.serve._private.version import DeploymentVersion
 
     from engine.cluster.ray.application import application, assigned, checked_environment
@@ -169,3 +174,32 @@ def test_the_same_base_twice_is_refused() -> None:
     """There would be nothing to change to."""
     with pytest.raises(BadConfiguration, match="next_model"):
         load(ClusterSettings, model=A, next_model=A)
+
+
+def test_up_tells_what_it_waits_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Serve says of deployments without a place, once as long as it says the same, or whose controller is away."""
+    looks = MagicMock()
+
+    def status() -> Any:
+        looks()
+        if looks.call_count == 1:
+            raise serve.exceptions.RayServeException("away")
+        free = "none" if looks.call_count < 5 else "1 CPU"
+        states = {"Router": SimpleNamespace(message=""), FIRST: SimpleNamespace(message=f"no place: {free} free")}
+        return SimpleNamespace(applications={"loraplex": SimpleNamespace(deployments=states)})
+
+    def run(*_: Any, **__: Any) -> None:
+        until = time.monotonic() + 10
+        while looks.call_count < 8 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.01)
+    monkeypatch.setattr(serve, "start", MagicMock())
+    monkeypatch.setattr(serve, "status", status)
+    monkeypatch.setattr(serve, "run", run)
+    monkeypatch.setattr("engine.cluster.ray.application.build", MagicMock())
+    cluster._run(ClusterSettings())
+    assert capsys.readouterr().err.splitlines() == ["no place: none free", "no place: 1 CPU free"]
+    before = looks.call_count
+    time.sleep(0.1)
+    assert looks.call_count == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import AsyncMock, MagicMock, call
 
 import grpc
@@ -173,11 +175,46 @@ def test_a_server_whose_engine_is_dead_for_good_is_replaced(
         server.check()
 
 
-async def test_heartbeats_go_on_after_the_fleet_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+def written(log: Path, word: str) -> str:
+    """What is in a log once this word is: a server writes some lines after it has answered."""
+    until = time.monotonic() + 10
+    while word not in (text := log.read_text()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return text
+
+
+def test_a_log_is_bounded_and_keeps_the_last_words(server: ServerChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is long it begins anew under the server, and one that then dies is quoted from both."""
+    folder = Path(server.process.args[-1]).parent  # type: ignore[index, arg-type]
+    log, older = folder / "serve.log", folder / "serve.log.1"
+    server.check()
+    assert not older.exists()
+    size = len(written(log, "ready"))
+    monkeypatch.setattr(children, "_LOG_BYTES", size - 1)
+    server.check()
+    assert (log.stat().st_size, older.stat().st_size) == (0, size)
+    assert not server.preload("nothing@v1")
+    fresh = written(log, "PreloadAdapter")
+    assert "PreloadAdapter" in fresh
+    assert "\0" not in fresh
+    assert len(fresh) < 2000
+    server.process.kill()
+    server.process.wait(10)
+    with pytest.raises(ChildDied) as died:
+        server.check()
+    assert str(died.value).endswith((older.read_text() + fresh)[-2000:])
+
+
+@pytest.fixture
+def actors() -> Any:
+    """The module, where Ray is."""
     with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
-        ray = pytest.importorskip("ray")
-        actors = pytest.importorskip("engine.cluster.ray.actors")
+        return pytest.importorskip("engine.cluster.ray.actors")
+
+
+async def test_heartbeats_go_on_after_the_fleet_was_away(actors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Ray finds no Fleet, a replica keeps trying; the new one hears of it, and Ray learns if the beating has ended."""
+    ray = actors.ray
     monkeypatch.setattr(actors, "HEARTBEAT_S", 0.01)
     old, new = MagicMock(), MagicMock()
     old.heartbeat.remote = AsyncMock(side_effect=ray.exceptions.RayActorError)
@@ -226,3 +263,24 @@ async def test_pins_of_a_server(start: StartCluster) -> None:
         generator = cluster.apps[0].generator
         assert generator
         assert all(one.pinned for one in generator.residency.residents())
+
+
+async def test_a_router_follows_the_fleet_whatever_happens(actors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Fleet that is away and a disk that is full end nothing, and Ray learns if the following has ended."""
+    monkeypatch.setattr(actors, "_AWAY_S", 0.01)
+    away = actors.ray.exceptions.RayActorError()
+    full = OSError(errno.ENOSPC, "no space left")
+    fleet = MagicMock()
+    fleet.addresses.remote = AsyncMock(side_effect=[away, ["a:1"], ["a:1"], asyncio.CancelledError])
+    monkeypatch.setattr(actors, "fleet_of", MagicMock(side_effect=[ValueError("no such actor"), *[fleet] * 4]))
+    write = MagicMock(side_effect=[full, None])
+    kind = actors.Router
+    router = MagicMock(_known=None, _write=write)
+    router._task = MagicMock(done=lambda: False)
+    with pytest.raises(asyncio.CancelledError):
+        await kind._follow(router)
+    assert write.call_args_list == [call(["a:1"])] * 2
+    kind.check_health(router)
+    router._task = MagicMock(done=lambda: True)
+    with pytest.raises(RuntimeError, match="follow"):
+        kind.check_health(router)

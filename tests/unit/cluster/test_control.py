@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.api.loraplex.v1 import engine_pb2
-from engine.cluster.ray.children import own_folder
 from engine.cluster.ray.fleet import Fleet
+from engine.cluster.ray.folders import fresh_folder, own_folder
 from engine.cluster.ray.local import check_resources
 from engine.cluster.routing import Ask, Rendezvous, Report
 from engine.cluster.routing.warming import to_pin, to_warm
@@ -58,6 +59,35 @@ async def test_a_restarted_fleet_says_nothing_before_everybody_has_reported() ->
     clock.now = 4
     await fleet.heartbeat("c:1", b"")
     assert await waiting == ["a:1", "b:1", "c:1"]
+
+
+async def test_a_fleet_that_stood_still_says_nothing_before_everybody_has_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its process was stopped: no replica is gone for that, nor forgotten; one that does not report afterwards is."""
+    monkeypatch.setattr("engine.cluster.ray.fleet.HEARTBEAT_S", 0.01)
+    clock = Clock()
+    fleet = Fleet(clock=clock)
+    both = ["a:1", "b:1"]
+    for address in both:
+        await fleet.heartbeat(address, b"")
+    clock.now = 4
+    waiting = asyncio.create_task(fleet.addresses(both))
+    await asyncio.sleep(0)
+    clock.now = 12
+    assert await waiting is None
+    assert (await fleet.reports()).keys() == set(both)
+    again = asyncio.create_task(fleet.addresses())
+    await asyncio.sleep(0.05)
+    assert not again.done()
+    clock.now = 14
+    await fleet.heartbeat("a:1", b"")
+    await asyncio.sleep(0.05)
+    assert not again.done()
+    clock.now = 16
+    assert await again == both
+    clock.now = 18.5
+    assert await fleet.addresses() == ["a:1"]
 
 
 async def test_draining_is_told_by_the_heartbeat() -> None:
@@ -213,3 +243,23 @@ def test_engines_share_no_folder(tmp_path: Path) -> None:
     os.close(kept)
     with own_folder(tmp_path) as (fourth, _):
         assert fourth == first
+
+
+def test_folders_of_those_who_ended_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest to end leave theirs; one that runs keeps its own, however old, and nobody else's is touched."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("engine.cluster.ray.folders._KEPT", 2)
+    (tmp_path / "f-engine-of-another-kind").mkdir()
+    with fresh_folder("f-router-") as (router, _), fresh_folder("f-engine-") as (runs, lock):
+        kept = os.dup(lock)  # as its server keeps it
+    others = {router, tmp_path / "f-engine-of-another-kind"}
+    ended = []
+    for number in range(4):
+        with fresh_folder("f-engine-") as (folder, _):
+            ended.append(folder)
+            (folder / "serve.log").touch()
+            os.utime(folder / "serve.log", (2e9 + number, 2e9 + number))
+            (folder / "serve.yaml").touch()
+    with fresh_folder("f-engine-") as (latest, _):
+        assert set(tmp_path.iterdir()) == others | {runs, latest, *ended[-2:]}
+    os.close(kept)
