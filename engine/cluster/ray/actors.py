@@ -123,9 +123,8 @@ class Router:
                 if addresses is not None:
                     self._write(addresses)
             except (ray.exceptions.RayError, ValueError, OSError):
-                await asyncio.sleep(
-                    _AWAY_S
-                )  # the Fleet is away, or the disk is full: the router goes on with what it has
+                # The Fleet is away, or the disk is full: the router goes on with what it has.
+                await asyncio.sleep(_AWAY_S)
 
     def _write(self, addresses: list[str]) -> None:
         """At once or not at all: the router may be reading."""
