@@ -24,6 +24,7 @@ class Link:
         self.own = access.metadata  # for calls of the router's own
         self.replica = Replica(address)
         self.reachable = False  # by the latest look
+        self.doubted = True  # a request failed there since, or there was no look yet
         self.silent = 0  # looks in a row that had no answer
         self.problem = "it has not answered yet"  # by the latest look; empty if there was none
         self.told: tuple[object, ...] = ()  # what the log says of it
@@ -38,15 +39,20 @@ class Link:
 
     @property
     def trusted(self) -> bool:
-        """Whether it gets requests: it was reachable at the latest look, and did not fail too often of late."""
-        return self.reachable and time.monotonic() >= self._closed_until
+        """Whether it gets requests: it was reachable at the latest look, has failed none since, and not too many of late."""
+        return self.there and time.monotonic() >= self._closed_until
+
+    @property
+    def there(self) -> bool:
+        """Whether all that was last seen of it speaks for its being there."""
+        return self.reachable and not self.doubted
 
     @property
     def why(self) -> str:
         """Why it gets no requests; empty if it gets some."""
         if self.problem or self.replica.usable:
             return self.problem
-        if not self.reachable:
+        if self.doubted:
             return "a request failed there"
         return "it drains" if self.replica.report.draining else "requests fail there"
 
@@ -84,7 +90,7 @@ class Link:
 
         `asked_at` is when it was asked, by time.monotonic: all requests that one death or cut ends count once.
         """
-        self.reachable = False
+        self.doubted = True
         if asked_at <= self._failed_at:
             return
         now = self._failed_at = time.monotonic()

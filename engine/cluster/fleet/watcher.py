@@ -173,7 +173,7 @@ class Fleet:
         link.silent = 0
         stranger = engine.fleet != self._name
         link.problem = f"it belongs to the fleet {engine.fleet!r}, not {self._name!r}" if stranger else _problem(engine)
-        link.reachable = not link.problem
+        link.reachable, link.doubted = not link.problem, False
         if stranger:
             return
         if engine.load.restarting:

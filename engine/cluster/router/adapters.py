@@ -230,7 +230,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                 adapter=name,
                 replicas=[link.address for link in late],
             )
-        if change and (failures := {link.address: why for link, why in late.items() if link.reachable}):
+        if change and (failures := {link.address: why for link, why in late.items() if link.there}):
             what, outcome = f"change of {name}@{change.alias}", "and stands; the others answer as before it"
             raise NotEverywhere(what, len(links) - len(late), failures, outcome, fix=_FOLLOW_FIX)
 

@@ -99,7 +99,7 @@ class Asking:
                 if not move or any(one.sequence >= move for one in found.history):
                     return ""
                 why = "it does not find it in the registry"
-            if not move or not link.reachable or time.monotonic() > until:
+            if not move or not link.there or time.monotonic() > until:
                 return why
             await asyncio.sleep(_LOOK_S)
 
