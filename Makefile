@@ -53,8 +53,8 @@ examples: model ## make the demo's data and adapters again, by their recipes: ab
 test: check model ## every check and every test (the real engine included)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: setup ## the tests that need no model
-	$(BIN)/python -m pytest -m "not model and not slow" $(ARGS)
+test-fast: setup ## the tests that need no model, on every core
+	$(BIN)/python -m pytest -m "not model and not slow" -n auto --dist worksteal $(ARGS)
 
 fuzz: setup ## random calls and damaged files: a million (INPUTS=20000 is what make test sends); about half an hour
 	LORAPLEX_FUZZ_INPUTS=$(INPUTS) $(BIN)/python -m pytest tests/fuzz $(ARGS)
