@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidRecipe, InvalidRows
-from engine.tuning.jsonl import BadRow, parsed
+from engine.tuning.jsonl import BadRow, object_of, parsed
 
 ROLES = ("system", "user", "assistant")
 _TURN = {"role", "content"}
@@ -128,12 +128,7 @@ def _json_line(row: Any, number: int, source: str) -> str:
 
 def parse_row(line: str, number: int) -> Row:
     """One line as a row; raises BadRow with the reason."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadRow("it is not JSON") from None
-    if not isinstance(content, dict):
-        raise BadRow("it is no JSON object")
+    content = object_of(line)
     if unheeded := [key for key in _UNHEEDED if content.get(key)]:
         raise BadRow(f"its {unheeded[0]} would not be learnt from: write them into a message, or remove them")
     if "messages" in content:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engine.errors import InvalidRows
 
@@ -12,6 +13,17 @@ T = TypeVar("T")
 
 class BadRow(Exception):
     """A row cannot be used; the text says why."""
+
+
+def object_of(line: str) -> dict[str, Any]:
+    """The JSON object that a line is; raises BadRow."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadRow("it is not JSON") from None
+    if not isinstance(content, dict):
+        raise BadRow("it is no JSON object")
+    return content
 
 
 def parsed(text: str, name: str, parse: Callable[[str, int], T], *, empty_fix: str | None = None) -> list[T]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from engine.errors import InvalidRows
 from engine.tuning.data import ROLES
-from engine.tuning.jsonl import BadRow, parsed
+from engine.tuning.jsonl import BadRow, object_of, parsed
 
 MAX_TOKENS = 64  # of an answer, unless its row or whoever asks says otherwise
 METRICS = ("exact", "contains", "regex", "json_schema")
@@ -108,15 +108,11 @@ def _case(line: str, number: int, *, judged: bool) -> Case:
 
 
 def _object(line: str) -> dict[str, Any]:
+    row = object_of(line)
     try:
-        row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRow("it holds half of a character (a surrogate), which cannot be sent") from None
-    except (ValueError, RecursionError):
-        raise BadRow("it is not JSON") from None
-    if not isinstance(row, dict):
-        raise BadRow("it is no JSON object")
     return row
 
 

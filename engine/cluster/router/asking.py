@@ -105,28 +105,28 @@ class Asking:
 
     def least_busy(self, base: str = "") -> Link:
         """The least busy replica of a base, or of all if it has none: that one says what is wrong. Raises NoReplica."""
-        links = self._with_base(base) or self._fleet.usable()
+        links = _of(base, self._fleet.usable()) or self._fleet.usable()
         if not links:
             raise NoReplica
         return min(links, key=lambda link: link.replica.active)
 
     def serving(self, manifest: Any) -> list[Link]:
         """The replicas that get requests for a version: those of its base. Raises NoReplica."""
-        links = self._with_base(manifest.base_fingerprint)
-        if not links:
-            raise NoReplica(manifest.base_fingerprint)
-        return links
+        return _some_of(manifest.base_fingerprint, self._fleet.usable())
 
     def all_serving(self, manifest: Any) -> list[Link]:
         """The same, with those that get none just now and will again. Raises NoReplica."""
-        base = manifest.base_fingerprint
-        links = [link for link in self._fleet.members() if link.replica.report.base == base]
-        if not links:
-            raise NoReplica(base)
-        return links
+        return _some_of(manifest.base_fingerprint, self._fleet.members())
 
-    def _with_base(self, base: str) -> list[Link]:
-        return [link for link in self._fleet.usable() if link.replica.report.base == base]
+
+def _of(base: str, links: list[Link]) -> list[Link]:
+    return [link for link in links if link.replica.report.base == base]
+
+
+def _some_of(base: str, links: list[Link]) -> list[Link]:
+    if not (found := _of(base, links)):
+        raise NoReplica(base)
+    return found
 
 
 async def _answers(links: list[Link], method: str, request: Any, context: Context) -> list[Any]:

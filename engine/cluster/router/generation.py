@@ -7,7 +7,6 @@ says that it did.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class GenerationForwarder:
         metadata = passed_on(context)
         try:
             while True:
-                link, began = await journey.next(), time.monotonic()
+                link = await journey.next()
                 call = link.unary(method)(raw.data, timeout=_timeout(journey), metadata=metadata)
                 try:
                     with self._fleet.sending(link, call):
@@ -87,7 +86,7 @@ class GenerationForwarder:
                     if method == _COUNT:
                         link.succeeded()
                         return data
-                    self._fleet.generated(link, time.monotonic() - began)
+                    self._fleet.generated(link, journey.asked_s)
                     return self._told(data, journey)
         except Refusal as refusal:
             await context.abort(*as_it_came(refusal.error))
@@ -127,7 +126,7 @@ class GenerationForwarder:
     async def _first(self, data: bytes, sent: Sent, journey: Journey, metadata: Any) -> AsyncGenerator[bytes, None]:
         """The stream of the first replica that begins to answer, until its end or until it breaks."""
         while not sent.count:
-            link, began = await journey.next(), time.monotonic()
+            link = await journey.next()
             call = link.stream(_STREAM)(data, timeout=_timeout(journey), metadata=metadata)
             try:
                 with self._fleet.sending(link, call):
@@ -140,7 +139,7 @@ class GenerationForwarder:
             except aio.AioRpcError as error:
                 await self._broke(sent, journey, link, error)
             else:
-                self._fleet.generated(link, time.monotonic() - began)
+                self._fleet.generated(link, journey.asked_s)
                 sent.complete = True
                 return
 
@@ -149,7 +148,7 @@ class GenerationForwarder:
         journey.resuming(sent.base)
         before = sent.count
         request = pb.GenerateStreamRequest(request=sent.request_for_the_rest())
-        link, began = await journey.next(), time.monotonic()
+        link = await journey.next()
         call = link.stream(_STREAM)(request.SerializeToString(), timeout=_timeout(journey), metadata=metadata)
         try:
             with self._fleet.sending(link, call):
@@ -164,7 +163,7 @@ class GenerationForwarder:
         except aio.AioRpcError as error:
             await self._broke(sent, journey, link, error, before)
         else:
-            self._fleet.generated(link, time.monotonic() - began)
+            self._fleet.generated(link, journey.asked_s)
             sent.complete = True
 
     async def _broke(self, sent: Sent, journey: Journey, link: Link, error: aio.AioRpcError, before: int = 0) -> None:
@@ -195,11 +194,11 @@ def _with_failovers(data: bytes, journey: Journey) -> bytes:
     return message.SerializeToString()
 
 
-def _settle(message: Any, journey: Journey, first_token_s: float | None) -> None:
+def _settle(message: Any, journey: Journey, first_token_s: float) -> None:
     """What the last message says about the whole answer: a replica knows only of what it was asked itself."""
     message.failovers = journey.failovers
     message.timings.total.FromNanoseconds(int(journey.elapsed_s * 1e9))
-    message.timings.time_to_first_token.FromNanoseconds(int((first_token_s or 0.0) * 1e9))
+    message.timings.time_to_first_token.FromNanoseconds(int(first_token_s * 1e9))
 
 
 def _ask(request: pb.GenerateRequest) -> Ask:

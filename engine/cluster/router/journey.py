@@ -101,7 +101,7 @@ class Journey:
         self._mistaken = False
         self.base = fleet.base_of(adapter)
         self.failovers = 0  # replicas that failed on the way
-        self.first_token_s: float | None = None  # from the call's arrival
+        self.first_token_s = 0.0  # from the call's arrival
 
     @property
     def remaining_s(self) -> float:
@@ -119,14 +119,18 @@ class Journey:
         return time.monotonic() - self._began
 
     @property
+    def asked_s(self) -> float:
+        """Seconds since the replica was asked that `next` named last."""
+        return time.monotonic() - self._asked_at
+
+    @property
     def lost_s(self) -> float:
         """How long after the call's arrival the replica that is now asked was."""
         return self._asked_at - self._began
 
     def progressed(self) -> None:
         """Tokens came: whatever failed before may be tried again, and for as long as ever."""
-        if self.first_token_s is None:
-            self.first_token_s = self.elapsed_s
+        self.first_token_s = self.first_token_s or self.elapsed_s
         self._first_failure = 0.0
         self._tried.clear()
 
@@ -191,7 +195,7 @@ class Journey:
         """A replica died under the request. Raises EngineDied if it may well be what they die of."""
         if messages >= _INNOCENT:
             self._deaths = self._late_deaths = 0
-        elif time.monotonic() - self._asked_at < _LATE_S:
+        elif self.asked_s < _LATE_S:
             self._deaths += 1
         else:
             self._late_deaths += 1
