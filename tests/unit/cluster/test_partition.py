@@ -64,7 +64,7 @@ class Relay:
 
 async def test_one_router_is_cut_off_from_one_replica(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its streams go on elsewhere, other routers notice nothing, and when the way is free the replica is used again."""
-    monkeypatch.setattr(watcher, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(watcher, "_TIMEOUT_S", 1)  # less, and a busy machine looks like a dark network
     async with start(2, token_interval_s=0.01) as cluster, Relay(cluster.addresses[0]).listening() as relay:
         asked = [pb.GenerateStreamRequest(request=ask(f"{number} {PROMPT}", max_tokens=100)) for number in range(6)]
         whole = await asyncio.gather(*(all_of(cluster.stubs.generation.GenerateStream(one)) for one in asked))
@@ -76,13 +76,14 @@ async def test_one_router_is_cut_off_from_one_replica(start: StartCluster, monke
         await other.start()
         try:
             async with stubs_to(f"127.0.0.1:{other.port}") as stubs:
+                await until(lambda: len(other.fleet.usable()) == 2)
                 answers = [asyncio.create_task(all_of(stubs.generation.GenerateStream(request))) for request in asked]
                 await until(lambda: all(engine.running for engine in cluster.engines))
                 await asyncio.sleep(0.1)
                 relay.passable.clear()
                 moved = 0
                 for answer, undisturbed in zip(
-                    await asyncio.wait_for(asyncio.gather(*answers), 10), whole, strict=True
+                    await asyncio.wait_for(asyncio.gather(*answers), 30), whole, strict=True
                 ):
                     assert [m.text for m in answer] == [m.text for m in undisturbed]
                     assert [m.sequence for m in answer] == list(range(len(undisturbed)))
