@@ -94,11 +94,8 @@ def _file_text(source: str) -> str:
 
 
 def _dataset_text(source: str) -> str:
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        fix = "pip install datasets, or save the rows as JSONL."
-        raise InvalidRecipe("data", "rows from the Hub need the package datasets", fix=fix) from error
+    from datasets import load_dataset
+
     name, _, split = source.removeprefix(_DATASETS).partition(":")
     config = None
     if name.count("/") == 2 and not Path(name).exists():  # a name on the Hub has one at most
@@ -120,8 +117,10 @@ def _json_line(row: Any, number: int, source: str) -> str:
             return value.isoformat()
         raise TypeError(f"it holds {type(value).__name__}, which is no JSON")
 
+    # A table has every column in every row, so what a row did not have is null in it.
+    columns = {name: value for name, value in dict(row).items() if value is not None}
     try:
-        return json.dumps(dict(row), ensure_ascii=False, sort_keys=True, default=plain)
+        return json.dumps(columns, ensure_ascii=False, sort_keys=True, default=plain)
     except TypeError as error:
         raise InvalidRows(source, [(number, str(error))], fix="Save the columns that are needed as JSONL.") from error
 
