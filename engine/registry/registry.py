@@ -101,14 +101,20 @@ class Registry(Reader):
         await publication.delete_files(self._store, name, version)
 
     async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
-        """Keep what an evaluation of a version found, for good; returns its number."""
+        """Keep what an evaluation of a version found, for good; returns its number.
+
+        The newest record once more is not kept twice: a router asks a second replica if the first dies before it answers.
+        """
         await self.manifest(name, version)
         data = json.dumps(record, indent=2).encode()
-        sequence = len(await self._store.list(evaluations_folder(name, version))) + 1
+        sequence = max(len(await self._store.list(evaluations_folder(name, version))), 1)  # the newest may be this one
         while True:
+            path = evaluation_file(name, version, sequence)
             try:
-                await self._store.create(evaluation_file(name, version, sequence), data)
+                await self._store.create(path, data)
             except AlreadyThere:
+                if await self._store.get(path) == data:
+                    return sequence
                 sequence += 1
             else:
                 return sequence

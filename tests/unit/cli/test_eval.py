@@ -90,14 +90,14 @@ def test_a_requirement_that_does_not_parse_is_refused(server: FakeServer) -> Non
 
 
 def test_evaluations_are_kept_in_a_registry_too(tmp_path: Path, adapter: Callable[[int], Path], model: Path) -> None:
-    """What was kept is read back in order; of a version that does not exist nothing is kept."""
+    """What was kept is read back in order, once if it was sent twice; of a version that does not exist nothing is kept."""
     registry = str(tmp_path / "registry")
     call("adapters", "publish", adapter(1), "kept", "--registry", registry, "--model", model)
 
     async def keep() -> list[int]:
         async with connect("", registry, None) as backend:
-            for number in (1, 2):
-                await backend.record_evaluation("kept", "v1", {"number": number})
+            for number in (1, 2, 2):
+                assert await backend.record_evaluation("kept", "v1", {"number": number}) == number
             with pytest.raises(AdapterNotFound):
                 await backend.record_evaluation("kept", "v9", {})
             return [record["number"] for record in await backend.evaluations("kept", "v1")]

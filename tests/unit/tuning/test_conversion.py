@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from engine.errors import InvalidAdapter
 from engine.tuning.conversion import PRECISIONS, import_adapter
 from engine.tuning.recipe import parse_recipe
 from tests.unit.cli.calls import call
+from tests.unit.tuning import hub
 from tests.unit.tuning.test_merge import TEXT, write_adapter
 
 pytestmark = pytest.mark.slow
@@ -124,31 +128,37 @@ def test_a_version_goes_out_and_comes_back(tmp_path: Path, base: Path) -> None:
     assert torch.equal(answers(base, tmp_path / "out"), answers(base, tmp_path / "back"))
 
 
-def test_the_hub_gets_a_commit_and_a_tag(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version's files, unchanged."""
-    import huggingface_hub
-
-    calls: list[tuple[str, Any]] = []
-
-    class Hub:
-        def create_repo(self, name: str, **options: Any) -> None:
-            calls.append(("repo", (name, options["private"])))
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-            calls.append(("files", sorted(path.name for path in folder_path.iterdir())))
-
-        def create_tag(self, name: str, *, tag: str, exist_ok: bool) -> None:
-            calls.append(("tag", tag))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+def test_a_version_goes_to_the_hub_and_comes_back(tmp_path: Path, base: Path) -> None:
+    """By the Hub's own client: a commit and a tag of the version's files, unchanged, and again for the next version."""
     where = ("--registry", tmp_path / "registry")
-    call("adapters", "publish", write_adapter(tmp_path / "adapter", base), "tiny", *where, "--model", base)
-    assert call("adapters", "export", "tiny", "hf://me/tiny", *where).code == 0
-    assert calls == [
-        ("repo", ("me/tiny", True)),
-        ("files", ["adapter_config.json", "adapter_model.safetensors"]),
-        ("tag", "v1"),
-    ]
+    for seed in (1, 2):
+        adapter = write_adapter(tmp_path / f"adapter{seed}", base, seed=seed)
+        assert call("adapters", "publish", adapter, "tiny", *where, "--model", base).code == 0
+    with hub.serving() as there:
+
+        def loraplex(*words: object) -> str:
+            """In a process of its own: the client reads where the Hub is when it is imported."""
+            command = [str(Path(sys.executable).parent / "loraplex"), *map(str, words)]
+            env = {**os.environ, "HF_ENDPOINT": there.url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path / "home")}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            return f"{done.returncode} {done.stdout}{done.stderr}"
+
+        for version in ("v1", "v2"):
+            assert loraplex("adapters", "export", f"tiny@{version}", "hf://me/tiny", *where).startswith("0 ")
+        assert there.private == {"me/tiny": True}
+        assert there.messages == ["loraplex: tiny@v1", "loraplex: tiny@v2"]
+        for revision, of, out in (("", 2, "newest"), ("@v1", 1, "first")):
+            target = tmp_path / out
+            assert loraplex("adapters", "import", f"hf://me/tiny{revision}", "--out", target).startswith("0 ")
+            sent, came = (folder / "adapter_model.safetensors" for folder in (tmp_path / f"adapter{of}", target))
+            assert came.read_bytes() == sent.read_bytes()
+        refused = loraplex("adapters", "export", "tiny@v1", "hf://others/tiny", *where)
+        assert refused.startswith("1 ")
+        assert "you may not write to others" in refused
+        assert "may write to" in refused.partition("fix:")[2]
+        missing = loraplex("adapters", "import", "hf://me/nothing", "--out", tmp_path / "nothing")
+        assert missing.startswith("1 ")
+        assert "Traceback" not in missing
 
 
 def test_how_the_base_was_held_is_noted_in_the_runs_record(tmp_path: Path, base: Path) -> None:
