@@ -143,7 +143,7 @@ def compare(
     suite = read_suite(prompts, judged=False)
     suite = replace(suite, cases=suite.cases[:rows])
     options = Options(max_tokens, concurrency, stop=tuple(stop or ()), timeout_s=timeout)
-    told = asyncio.run(_answers(server, (first, second), suite, options))
+    (first, second), told = asyncio.run(_answers(server, (first, second), suite, options))
     data = [
         {"row": case.number, "asked": case.asked, "expected": case.wanted.get("exact", ""), first: a, second: b,
          "same": a == b}
@@ -153,14 +153,22 @@ def compare(
     output.emit(data, as_json, lambda: _side_by_side(first, second, data, len(suite.cases)))
 
 
-async def _answers(server: str, who: tuple[str, str], suite: Suite, options: Options) -> list[list[str]]:
+async def _answers(
+    server: str, refs: tuple[str, str], suite: Suite, options: Options
+) -> tuple[list[str], list[list[str]]]:
+    """Who answers, and what."""
     from engine.client import connect
-    from engine.tuning.evaluation import ask
+    from engine.commands.backends import ServerBackend, find
+    from engine.tuning.evaluation import BASE, ask
 
     async with connect(server) as client:
+        backend = ServerBackend(client)
+        # A bare name is its current version here: asked by its name, a canary would answer some of the rows.
+        found = [None if ref == BASE else await find(backend, ref) for ref in refs]
+        who = [f"{version.name}@{version.version}" if version else BASE for version in found]
         with output.counting("asking", len(who) * len(suite.cases)) as step:
             answers = await ask(client, suite, who, options, step)
-    return [[answer.text for answer in told] for told in answers]
+    return who, [[answer.text for answer in told] for told in answers]
 
 
 def _side_by_side(first: str, second: str, data: list[dict[str, Any]], count: int) -> Iterator[RenderableType]:

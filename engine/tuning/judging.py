@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from engine.errors import InvalidRows
 from engine.tuning.base_model import pad_token
@@ -56,6 +56,8 @@ def prompts(suite: Suite, tokenizer: Any) -> list[list[int]]:
 def _answers(model: Any, suite: Suite, tokenizer: Any, max_tokens: int) -> Iterator[tuple[Case, str]]:
     model.eval()
     pad = pad_token(tokenizer)
+    # Of the base's own settings, penalties for example, the server heeds only which tokens end an answer.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id, pad_token_id=pad)
     asked = list(zip(suite.cases, prompts(suite, tokenizer), strict=True))
     asked.sort(key=lambda one: (one[0].max_tokens or max_tokens, len(one[1])))
     for start in range(0, len(asked), _ROWS_AT_ONCE):
@@ -66,7 +68,7 @@ def _answers(model: Any, suite: Suite, tokenizer: Any, max_tokens: int) -> Itera
         limit = max(case.max_tokens or max_tokens for case, _ in rows)
         done = _Wrong([case for case, _ in rows], tokenizer, longest)
         made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, use_cache=True, pad_token_id=pad,
+            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, use_cache=True,
             stopping_criteria=StoppingCriteriaList([done]),
         )  # fmt: skip
         for (case, _), answer in zip(rows, made[:, longest:], strict=True):

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from engine.tuning.base_model import losses, precision, takes
 from engine.tuning.batches import Batch, packed, padded
@@ -157,6 +164,14 @@ def diverged(values: Sequence[float]) -> bool:
 def early_stop(patience: int) -> TrainerCallback:
     """Stops after so many looks without a better held-out loss."""
     return EarlyStoppingCallback(early_stopping_patience=patience)
+
+
+def ended(checkpoint: Path, steps: int, patience: int) -> TrainerState | None:
+    """The state of a checkpoint behind which there is no step left: all are done, or patience had run out."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+    waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state if state.global_step >= steps or waited >= patience else None
 
 
 def packing_is_sound(model: Any, examples: Sequence[Example], pad: int) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequirement
 from engine.tuning.evaluation import value_of
-from engine.tuning.suite import METRICS
+from engine.tuning.suite import MAX_TOKENS, METRICS
 
 KNOWN = ("accuracy", *METRICS, "f1", "loglik")
 _BOUND = re.compile(r"([a-z_0-9]+)\s*(>=|<=|>|<)\s*(-?[0-9]*\.?[0-9]+)\s*(%?)")
@@ -115,16 +116,23 @@ def _worse(
 ) -> list[str]:
     if not than or latest["results"].get(than) is own:
         return []  # there is no current version, or it is this one
-    same = [
-        record for record in others if record["suite_digest"] == latest["suite_digest"] and than in record["results"]
-    ]
+    told = [one for one in others if one["suite_digest"] == latest["suite_digest"] and than in one["results"]]
+    same = [one for one in told if _asked(one) == _asked(latest)]
     other = latest["results"].get(than) or (same[-1]["results"][than] if same else None)
     if other is None:
-        return [f"{than} was not evaluated on the suite {latest['suite']}: loraplex eval {than} {latest['suite']}"]
+        how = f"evaluated with {_asked(told[-1])} only" if told else "not evaluated"
+        command = " ".join(["loraplex eval", than, latest["suite"], *([_asked(latest)] if told else [])])
+        return [f"{than} was {how} on the suite {latest['suite']}: {command}"]
     mine, its = value_of(own, metric), value_of(other, metric)
     if math.isnan(mine) or math.isnan(its) or mine < its:
         return [f"{_told(own, metric)}, worse than {than} with {_told(other, metric)} (suite {latest['suite']})"]
     return []
+
+
+def _asked(record: dict[str, Any]) -> str:
+    """How answers were asked for, as options of `loraplex eval`; a score says nothing about another way."""
+    limit, stop = record.get("max_tokens", MAX_TOKENS), record.get("stop", [])
+    return shlex.join(["--max-tokens", str(limit), *(f"--stop={text}" for text in sorted(stop))])
 
 
 def _told(result: dict[str, Any], metric: str) -> str:

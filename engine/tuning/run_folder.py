@@ -36,6 +36,19 @@ _KEPT_CHECKPOINTS = 3  # two are kept, and a third is there while it is written
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What training took."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
@@ -122,8 +135,28 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint: one that a kill cut short lacks its last file."""
         found = self.checkpoints.glob("checkpoint-*/trainer_state.json")
-        whole = sorted((_step(path.parent), path.parent) for path in found if _is_json(path))
+        whole = sorted((step_of(path.parent), path.parent) for path in found if _is_json(path))
         return whole[-1][1] if whole else None
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        with self._metrics.open("a") as log:
+            log.write(json.dumps(event) + "\n")
+
+    def go_back_to(self, step: int) -> Spent:
+        """Forget what the metrics say of later steps, which are done again; returns what those up to this one took."""
+        if not self._metrics.exists():
+            return Spent()
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        events = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last one
+        kept = [event for event in events if event["step"] <= step]
+        self._metrics.write_text("".join(json.dumps(event) + "\n" for event in kept))
+        last = [event for event in kept if event["event"] == "step"][-1:]
+        return Spent(last[0]["seconds"], last[0]["tokens"]) if last else Spent()
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
     def check_space(self, checkpoint_bytes: int) -> None:
         """Raise NoSpace unless the run's checkpoints fit."""
@@ -146,7 +179,8 @@ def _fresh(runs: Path, name: str) -> Path:
     raise InvalidRecipe("", f"{runs} has a thousand runs of this second", fix="Choose another folder with --runs.")
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

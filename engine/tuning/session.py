@@ -33,8 +33,8 @@ from engine.tuning.data import Split, duplicates, split_rows
 from engine.tuning.encoding import Example, encode_rows
 from engine.tuning.estimate import checkpointing, read_shape, target_names
 from engine.tuning.heldout import Score, score
-from engine.tuning.learner import Learner, Watch, arguments, early_stop, packing_is_sound
-from engine.tuning.run_folder import RunFolder
+from engine.tuning.learner import Learner, Watch, arguments, early_stop, ended, packing_is_sound
+from engine.tuning.run_folder import RunFolder, Spent, step_of
 
 _LEARN_FASTER = "Use a smaller train.learning_rate (a third of it), or more train.warmup_steps."
 
@@ -54,7 +54,7 @@ class Session:
         self.base_score: Score
         self.packing = self.recipe.data.packing
         self.clock = time.monotonic()
-        self.training_seconds = 0.0
+        self.before = self.spent = Spent()
         self.notes: list[str] = []
 
     def prepare(self) -> None:
@@ -104,10 +104,17 @@ class Session:
         self.learner = Learner(self.model, settings, self.examples, self.held_out, packing=self.packing, pad=self._pad,
                                end=self.tokenizer.eos_token_id, callbacks=callbacks)  # fmt: skip
         checkpoint = self.folder.last_checkpoint()
-        self._stage(f"training from step {checkpoint.name.rpartition('-')[2]}" if checkpoint else "training")
+        reached = step_of(checkpoint) if checkpoint else 0
+        self.before = self.folder.go_back_to(reached)
         self.clock = time.monotonic()
-        self.learner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.training_seconds = time.monotonic() - self.clock
+        if checkpoint and (state := ended(checkpoint, steps, self.recipe.train.patience)):
+            self.learner.state = state  # the Trainer would do a step more
+            self.watch.on_train_begin(settings, state, None)
+            self._take(state.best_model_checkpoint or str(checkpoint))
+        else:
+            self._stage(f"training from step {reached}" if checkpoint else "training")
+            self.learner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.spent = self._spent()
         self.steps_done = self.learner.state.global_step
         if self.watch.diverged:
             self._roll_back()
@@ -118,13 +125,17 @@ class Session:
         if best is None or not math.isfinite(self.learner.state.best_metric or math.nan):
             problem = f"the loss diverged in step {self.steps_done}, before there was a checkpoint to go back to"
             raise TrainingFailed(problem, fix=_LEARN_FASTER)
-        self.model.load_adapter(best, "best", is_trainable=True)
-        state = {name: tensor for name, tensor in self.model.state_dict().items() if ".best." in name}
-        self.model.load_state_dict({name.replace(".best.", ".default."): t for name, t in state.items()}, strict=False)
-        self.model.delete_adapter("best")
+        self._take(best)
         self.notes.append(
             f"the loss diverged in step {self.steps_done}: this is the best checkpoint before, {Path(best).name}"
         )
+
+    def _take(self, checkpoint: str) -> None:
+        """Put a checkpoint's adapter in the place of the one that is trained."""
+        self.model.load_adapter(checkpoint, "best", is_trainable=True)
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if ".best." in name}
+        self.model.load_state_dict({name.replace(".best.", ".default."): t for name, t in state.items()}, strict=False)
+        self.model.delete_adapter("best")
 
     def finish(self) -> dict[str, Any]:
         """Round the adapter to what is served, score that, save it with its record.
@@ -172,8 +183,8 @@ class Session:
             "data": data,
             "steps": self.steps_done,
             "final_loss": round(final_loss(self.watch.losses), 4),
-            "seconds": round(self.training_seconds, 1),
-            "tokens_per_second": round(self.learner.tokens_seen / max(self.training_seconds, 1e-9)),
+            "seconds": round(self.spent.seconds, 1),
+            "tokens_per_second": round(self.spent.rate),
             "peak_bytes": peak_bytes(),
             "base_weight_bytes": self.base_bytes,
             "evaluation": {
@@ -215,11 +226,16 @@ class Session:
 
     def _step(self, event: dict[str, Any]) -> None:
         if event["event"] == "step":
-            seconds = time.monotonic() - self.clock
-            event |= {"tokens_per_second": self.learner.tokens_seen / max(seconds, 1e-9), "bytes": used_bytes()}
-        with (self.folder.path / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps(event) + "\n")
+            spent = self._spent()
+            event |= {"seconds": spent.seconds, "tokens": spent.tokens, "tokens_per_second": spent.rate}
+            event |= {"bytes": used_bytes()}
+        self.folder.note(event)
         self.tell(event)
+
+    def _spent(self) -> Spent:
+        """What training has taken until now, before a kill too."""
+        seconds = time.monotonic() - self.clock
+        return Spent(self.before.seconds + seconds, self.before.tokens + self.learner.tokens_seen)
 
     def _tensorboard(self) -> list[Any]:
         from transformers.integrations import TensorBoardCallback

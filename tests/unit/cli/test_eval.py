@@ -118,6 +118,15 @@ def test_answers_side_by_side(server: FakeServer, suite: Path) -> None:
     assert "0 of 5 answers differ" in same.out
 
 
+def test_a_bare_name_is_compared_as_its_current_version(server: FakeServer, suite: Path) -> None:
+    """A canary has no part in it."""
+    for _ in range(2):
+        server.publish("tried")
+    call("adapters", "canary", "tried@v2", "--weight", "0.9", "--server", server.target)
+    found = call("compare", "tried", "tried@canary", suite, "--server", server.target, "--json").json
+    assert all("tried@v1 heard" in row["tried@v1"] and "tried@v2 heard" in row["tried@v2"] for row in found)
+
+
 def test_questions_are_compared_however_a_row_says_them(server: FakeServer, tmp_path: Path) -> None:
     """A conversation, a list as the prompt, and rows that no suite would take as they say no answer."""
     server.publish("asked")

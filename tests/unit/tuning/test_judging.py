@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from engine.errors import InvalidRows
 from engine.tuning.judging import judge, prompts
@@ -42,6 +42,21 @@ def test_answers_are_those_of_each_row_alone(tmp_path: Path, base: Path, model: 
     mixed = [*rows, {"prompt": "z", "contains": ["no model writes this"]}]
     found = judge(model, suite_of(tmp_path / "suite.jsonl", *mixed), tokenizer, 4)
     assert (found.rows, found.right) == (len(rows) + 1, len(rows))
+
+
+def test_penalties_of_the_base_are_not_heeded(
+    tmp_path: Path, base: Path, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generation_config.json is advice for those who sample; the server does not follow it either."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = torch.tensor([tokenizer("a")["input_ids"]])
+    for _ in range(12):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    answer = tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+    suite = suite_of(tmp_path / "suite.jsonl", {"prompt": "a", "completion": answer})
+    settings = GenerationConfig(repetition_penalty=50.0, suppress_tokens=ids[0, 1:].tolist())
+    monkeypatch.setattr(model, "generation_config", settings)
+    assert judge(model, suite, tokenizer, 12).right == 1
 
 
 def test_an_answer_ends_at_a_stop_text(tmp_path: Path, base: Path, model: LlamaForCausalLM) -> None:

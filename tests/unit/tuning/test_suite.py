@@ -181,6 +181,13 @@ def record(suite_digest: str = "sha256:a", **accuracies: float) -> dict[str, Any
         ("not worse than current", [record(v2=0.8, v1=0.9)], [], "worse than support@v1 with accuracy 0.9"),
         ("not worse than current", [record(v2=0.8)], [record(v1=0.7)], None),
         ("not worse than current", [record(v2=0.8)], [record("sha256:b", v1=0.7)], "support@v1 was not evaluated"),
+        (
+            "not worse than current",
+            [record(v2=0.8)],
+            [record(v1=0.7) | {"max_tokens": 2, "stop": ["END"]}],
+            "support@v1 was evaluated with --max-tokens 2 --stop=END only on the suite s.jsonl: "
+            "loraplex eval support@v1 s.jsonl --max-tokens 64",
+        ),
         ("not worse than base", [record(v2=0.8, base=0.9)], [], "worse than base"),
         ("accuracy>=0.5 and not worse than current", [record(v2=0.4, v1=0.9)], [], "required accuracy"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from engine.errors import NoSpace, TrainingFailed, WrongBase
 from engine.intervals import wilson
@@ -185,6 +186,39 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert resumed.events[4]["text"] == "training from step 8"  # type: ignore[attr-defined]
     assert run["steps"] == 12
     assert resumed.watch.losses == pytest.approx(unbroken.watch.losses, rel=1e-5)
+    noted = [json.loads(line) for line in (broken.folder.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in noted if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 13))
+    assert run["seconds"] > steps[7]["seconds"]  # what the steps before the kill took counts too
+    assert steps[-1]["tokens"] == unbroken.spent.tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 12, "evaluate_every": 4, "schedule": "constant", "batch_size": 5},
+        {"steps": 40, "evaluate_every": 2, "patience": 2, "learning_rate": 1e-12},
+    ],
+    ids=["all-steps", "no-patience"],
+)
+def test_a_run_that_is_killed_while_it_is_scored_learns_no_more(
+    recipe_file: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Its last step was done, though the Trainer would do another one."""
+    unbroken = started(recipe_file, tmp_path / "a", **options)
+    whole = finished(unbroken)["run"]
+    broken = started(recipe_file, tmp_path / "b", **options)
+    broken.prepare()
+    broken.learn()  # and killed
+
+    resumed = opened(broken.folder)
+    run = finished(resumed)["run"]
+    for value in ("steps", "final_loss", "evaluation"):
+        assert run[value] == whole[value]
+    assert run["tokens_per_second"] > 0
+    assert resumed.watch.losses == pytest.approx(unbroken.watch.losses, rel=1e-5)
+    one, other = (load_file(session.folder.adapter / "adapter_model.safetensors") for session in (unbroken, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_resumed_run_loses_no_patience(recipe_file: Path, tmp_path: Path) -> None:
