@@ -9,13 +9,16 @@ from grpc import aio
 
 from engine.config import RouterSettings, read_named
 
-OPTIONS = (
+_COMMON = (
     ("grpc.enable_retries", 0),  # the router retries, elsewhere
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
     # A peer that vanished without a word is noticed after this long, and its streams go on elsewhere.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+)
+OPTIONS = (
+    *_COMMON,
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -50,7 +53,7 @@ class Access:
 
     def upload_channel(self, address: str) -> grpc.Channel:
         """One for an upload, through gRPC's threads."""
-        options = (("grpc.enable_retries", 0), *self._named())
+        options = (*_COMMON, *self._named())
         return grpc.secure_channel(address, self.tls, options) if self.tls else grpc.insecure_channel(address, options)
 
     def _named(self) -> tuple[tuple[str, str], ...]:

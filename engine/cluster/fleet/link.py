@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grpc import ChannelConnectivity, StatusCode, aio
@@ -28,7 +31,7 @@ class Link:
         self.silent = 0  # looks in a row that had no answer
         self.problem = "it has not answered yet"  # by the latest look; empty if there was none
         self.told: tuple[object, ...] = ()  # what the log says of it
-        self.calls: set[aio.Call] = set()  # under way
+        self.calls: set[Any] = set()  # under way, each with a `cancel`
         self.channel = access.channel(address)
         self._adapters = adapters_pb2_grpc.AdapterServiceStub(self.channel)
         self._methods: dict[str, Any] = {}
@@ -73,13 +76,42 @@ class Link:
             self._methods[method] = self.channel.unary_stream(method)
         return self._methods[method]
 
-    def adapter_call(self, method: str, request: Any, **options: Any) -> Any:
-        """A call of AdapterService. Raises AioRpcError (UNAVAILABLE) when the replica has left the fleet meanwhile."""
+    @contextmanager
+    def under_way(self, call: Any) -> Iterator[None]:
+        """Let `give_up` end a call for the time of the block; it is cancelled at the end if it has not ended.
+
+        Raises AioRpcError (UNAVAILABLE) when it is given up, as if it had failed by itself.
+        """
+        self.calls.add(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if call in self.calls or (task and task.cancelling()):
+                raise  # it is the caller who has left
+            raise _unavailable("given up") from None
+        finally:
+            self.calls.discard(call)
+            call.cancel()
+
+    async def adapter_call(self, method: str, request: Any, **options: Any) -> Any:
+        """What a method of AdapterService answers. Raises AioRpcError, also when the replica leaves the fleet meanwhile."""
+        call = self._adapter_call(method, request, options)
+        with self.under_way(call):
+            return await call
+
+    async def adapter_stream(self, method: str, request: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        """The messages of a method of AdapterService. Raises as `adapter_call` does."""
+        call = self._adapter_call(method, request, options)
+        with self.under_way(call):
+            async for message in call:
+                yield message
+
+    def _adapter_call(self, method: str, request: Any, options: dict[str, Any]) -> Any:
         try:
             return getattr(self._adapters, method)(request, **options)
         except aio.UsageError as error:  # its channel is closed
-            nothing = aio.Metadata()
-            raise aio.AioRpcError(StatusCode.UNAVAILABLE, nothing, nothing, "it has left the fleet") from error
+            raise _unavailable("it has left the fleet") from error
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -108,3 +140,7 @@ class Link:
     async def close(self, grace_s: float | None = None) -> None:
         """Close the connection, once what is under way has ended, or after `grace_s`."""
         await self.channel.close(grace_s)
+
+
+def _unavailable(why: str) -> aio.AioRpcError:
+    return aio.AioRpcError(StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), why)

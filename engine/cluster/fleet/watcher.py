@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 import structlog
-from grpc import StatusCode, aio
+from grpc import aio
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.cluster.fleet.access import NO_ACCESS, Access
@@ -94,23 +94,13 @@ class Fleet:
 
     @contextmanager
     def sending(self, link: Link, call: aio.Call) -> Iterator[None]:
-        """Count a call as under way there for the time of the block; it is cancelled at the end if it has not ended.
-
-        Raises AioRpcError (UNAVAILABLE) when the replica is given up meanwhile, as if the call had failed by itself.
-        """
+        """Count a call as under way there for the time of the block, as Link.under_way does, and for the routing."""
         self.replicas.begin(link.replica)
-        link.calls.add(call)
         try:
-            yield
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if call in link.calls or (task and task.cancelling()):
-                raise  # it is the caller who has left
-            raise aio.AioRpcError(StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "given up") from None
+            with link.under_way(call):
+                yield
         finally:
-            link.calls.discard(call)
             self.replicas.end(link.replica)
-            call.cancel()
 
     def generated(self, link: Link, seconds: float) -> None:
         """A replica has answered: how long requests hold their places is what a queue's length has to be multiplied by."""
@@ -141,10 +131,10 @@ class Fleet:
             return False
         return True
 
-    async def adapter(self, link: Link, name: str) -> adapters_pb2.GetAdapterResponse:
+    async def adapter(self, link: Link, name: str, timeout_s: float = _TIMEOUT_S) -> adapters_pb2.GetAdapterResponse:
         """What a replica knows of an adapter once it has looked into the registry, if it could. Raises AioRpcError."""
         request = adapters_pb2.GetAdapterRequest(name=name)
-        found = await link.adapter_call("GetAdapter", request, timeout=_TIMEOUT_S, metadata=link.own)
+        found = await link.adapter_call("GetAdapter", request, timeout=timeout_s, metadata=link.own)
         return cast("adapters_pb2.GetAdapterResponse", found)
 
     def failed(self, link: Link, asked_at: float = math.inf) -> None:
@@ -155,6 +145,12 @@ class Fleet:
     async def look(self, link: Link) -> None:
         """Ask a replica how it is."""
         sent = link.replica.sent
+        if engine := await self._ask(link):
+            self._heard(link, engine, sent)
+        self._judge(link)
+
+    async def _ask(self, link: Link) -> engine_pb2.GetEngineResponse | None:
+        """What a replica says; its calls are given up if that is nothing for the third time, or that its engine restarts."""
         try:
             data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S, metadata=link.own)
         except aio.AioRpcError as error:
@@ -164,20 +160,20 @@ class Fleet:
             link.silent += 1
             if link.silent == _GIVE_UP:
                 link.give_up()
-        else:
-            self._heard(link, engine_pb2.GetEngineResponse.FromString(data), sent)
-        self._judge(link)
+            return None
+        engine = engine_pb2.GetEngineResponse.FromString(data)
+        link.silent = 0
+        if engine.load.restarting:
+            link.give_up()
+        return engine
 
     def _heard(self, link: Link, engine: engine_pb2.GetEngineResponse, sent: int) -> None:
         """A replica has said how it is; it knows of `sent` requests of this router."""
-        link.silent = 0
         stranger = engine.fleet != self._name
         link.problem = f"it belongs to the fleet {engine.fleet!r}, not {self._name!r}" if stranger else _problem(engine)
         link.reachable, link.doubted = not link.problem, False
         if stranger:
             return
-        if engine.load.restarting:
-            link.give_up()
         self.engines[link.address] = engine
         self._compare(engine.server_version)
         was = link.replica.usable
@@ -230,7 +226,16 @@ class Fleet:
             self._tasks.pop(address).cancel()
             log.info("replica", address=address, usable=False, why="it is not listed any more")
             self._announce()
-            self._leaving.add(asyncio.create_task(link.close(_FINISH_S)))  # what runs there goes on
+            self._leaving.add(asyncio.create_task(self._finish(link)))
+
+    async def _finish(self, link: Link) -> None:
+        """Let what runs on a replica that is not listed any more go on there, unless that falls silent."""
+        until = time.monotonic() + _FINISH_S
+        while link.calls and time.monotonic() < until:
+            await self._ask(link)
+            await asyncio.sleep(self._poll_s)
+        link.give_up()
+        await link.close()
 
     async def _poll(self, link: Link) -> None:
         while True:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
-from grpc import aio
+from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
@@ -35,8 +35,8 @@ _FOLLOW_FIX = (
 )
 
 
-def _reads(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
-    """A method that any replica can answer."""
+def _anywhere(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
+    """A method that any replica can answer, and another one if that dies of it: nothing is done twice."""
 
     async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
         return await self._asking.one(method, request, context)
@@ -45,10 +45,15 @@ def _reads(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any
 
 
 def _writes(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[Any]]:
-    """A method that any replica can do: the registry is shared. What may have changed is then made known to all."""
+    """A change that one replica makes in the registry, which they share. Then all look at it, whatever became of the one."""
 
     async def ask(self: AdapterFanOut, request: Any, context: Context) -> Any:
-        response = await self._asking.one(method, request, context)
+        try:
+            lost = ReplicaLost(f"{method} of {request.name}")
+            response = await self._asking.once(method, request, context, lost)
+        except (ReplicaLost, asyncio.CancelledError):
+            await self._tell_all(request.name)  # it may have been done
+            raise
         await self._tell_all(request.name, getattr(response, "change", None))
         return response
 
@@ -58,10 +63,10 @@ def _writes(method: str) -> Callable[[AdapterFanOut, Any, Context], Awaitable[An
 class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
     """Asks one replica, or all that it concerns."""
 
-    ListAdapters = _reads("ListAdapters")
-    GetAdapter = _reads("GetAdapter")
-    ListEvaluations = _reads("ListEvaluations")
-    RecordEvaluation = _writes("RecordEvaluation")
+    ListAdapters = _anywhere("ListAdapters")
+    GetAdapter = _anywhere("GetAdapter")
+    ListEvaluations = _anywhere("ListEvaluations")
+    RecordEvaluation = _anywhere("RecordEvaluation")  # the same record is kept once
     RemoveAlias = _writes("RemoveAlias")
     EndCanary = _writes("EndCanary")
     EndShadow = _writes("EndShadow")
@@ -70,6 +75,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._asking = Asking(fleet)
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def GetCanaryReport(self, request: Any, context: Context) -> Any:
         """Of the replica that has seen most of it: each judges by itself."""
@@ -91,14 +97,18 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         header = first.header if first else pb.PublishHeader()
         link = self._asking.least_busy(header.base_fingerprint or next(iter(self._fleet.replicas.bases()), ""))
         channel = self._fleet.access.upload_channel(link.address)
-        async with Upload(channel, _again(first, requests), passed_on(context)) as responses:
+        upload = Upload(channel, _again(first, requests), passed_on(context))
+        async with upload as responses:
             try:
-                async for response in responses:
-                    if response.HasField("version"):
-                        await self._tell_all(response.version.name)
-                    yield response
+                with link.under_way(upload):
+                    async for response in responses:
+                        if response.HasField("version"):
+                            await self._tell_all(response.version.name)
+                        yield response
             except aio.AioRpcError as error:
-                if self._asking.gone(link, error):
+                given_up = error.code() is StatusCode.CANCELLED  # by us, for the caller is still here
+                if given_up or self._asking.gone(link, error):
+                    await self._tell_all(header.name)  # it may have been done
                     raise ReplicaLost(f"the publication of {header.name}") from error
                 await context.abort(*as_it_came(error))
 
@@ -165,11 +175,15 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
             async for progress in self._warm(manifest, links, "the alias has not moved", context):
                 yield response(progress=progress)
         lost = ReplicaLost(f"a move of {request.name}'s aliases")
-        async for message in self._asking.stream(method, request, context, links[0], lost):
-            if message.HasField("change"):
-                await self._tell_all(request.name, message.change)
-            if not message.HasField("progress") or message.progress.stage == "switching":
-                yield message
+        try:
+            async for message in self._asking.stream(method, request, context, links[0], lost):
+                if message.HasField("change"):
+                    await self._tell_all(request.name, message.change)
+                if not message.HasField("progress") or message.progress.stage == "switching":
+                    yield message
+        except (ReplicaLost, asyncio.CancelledError):
+            await self._tell_all(request.name)  # it may have been done
+            raise
 
     async def _warm(
         self, manifest: Any, links: list[Link], outcome: str, context: Context
@@ -180,7 +194,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         metadata = passed_on(context)
 
         async def preload(link: Link) -> None:
-            async for _ in link.adapter_call("PreloadAdapter", request, timeout=LOAD_S, metadata=metadata):
+            async for _ in link.adapter_stream("PreloadAdapter", request, timeout=LOAD_S, metadata=metadata):
                 pass
 
         tasks = {asyncio.create_task(preload(link)): link for link in links}
@@ -194,7 +208,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                     done += 1
                 except aio.AioRpcError as error:
                     errors.append(error)
-                    failures |= _told(tasks, error)
+                    failures |= _whose(tasks, error)
                 yield _progress(f"{ref} is ready on {done} of {len(links)} replicas", 0.8 * done / len(links))
         finally:
             for task in tasks:
@@ -216,10 +230,21 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
         return manifest
 
     async def _tell_all(self, name: str, change: pb.AliasChange | None = None) -> None:
-        """Have every replica look into the registry; one that is away does so by itself when it is back.
+        """Have every replica look into the registry, also if the caller leaves; one that is away looks when it is back.
 
         Raises NotEverywhere if one that can be reached goes on without knowing of an alias's `change`.
         """
+        task = asyncio.create_task(self._tell(name, change))
+        self._telling.add(task)
+        task.add_done_callback(self._told)
+        await asyncio.shield(task)
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody else may ask for it
+
+    async def _tell(self, name: str, change: pb.AliasChange | None) -> None:
         links = self._fleet.members()
         move = change.sequence if change else 0
         whys = await asyncio.gather(*(self._asking.follow(link, name, move) for link in links))
@@ -231,7 +256,7 @@ class AdapterFanOut(adapters_pb2_grpc.AdapterServiceServicer):
                 replicas=[link.address for link in late],
             )
         if change and (failures := {link.address: why for link, why in late.items() if link.there}):
-            what, outcome = f"change of {name}@{change.alias}", "and stands; the others answer as before it"
+            what, outcome = f"change of {name}@{change.alias}", "and stands; the others may answer as before it"
             raise NotEverywhere(what, len(links) - len(late), failures, outcome, fix=_FOLLOW_FIX)
 
     async def _asked_for(self, manifest: Any) -> list[Link]:
@@ -264,6 +289,6 @@ def _progress(detail: str, fraction: float) -> pb.Progress:
     return pb.Progress(stage="loading", detail=detail, fraction=fraction)
 
 
-def _told(tasks: dict[Any, Link], error: aio.AioRpcError) -> dict[str, str]:
+def _whose(tasks: dict[Any, Link], error: aio.AioRpcError) -> dict[str, str]:
     """Which replica's call ended with this error, and why."""
     return {link.address: words(error) for task, link in tasks.items() if task.done() and task.exception() is error}

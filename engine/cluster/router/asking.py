@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from grpc import StatusCode, aio
@@ -18,6 +19,7 @@ from engine.server.call import Context
 
 LOAD_S = 120.0  # for loading and probing a version on one replica
 _FOLLOW_S, _LOOK_S = 3.0, 0.2  # for a replica to find a change in the registry, and between its looks
+_SLOW_S = 15.0  # for one look: a store may be slow
 _ABOUT_CALLER = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
 
 
@@ -28,7 +30,7 @@ class Asking:
         self._fleet = fleet
 
     async def one(self, method: str, request: Any, context: Context) -> Any:
-        """Any replica's answer; the next one's if that cannot be reached. Raises NoReplica."""
+        """Any replica's answer; the next one's if that cannot be reached, or dies of it. Raises NoReplica."""
         metadata = passed_on(context)
         links = self._fleet.usable()
         for link in links:
@@ -39,22 +41,28 @@ class Asking:
                     await context.abort(*as_it_came(error))
         raise NoReplica
 
-    async def stream(
-        self, method: str, request: Any, context: Context, link: Link, lost: LoraplexError
-    ) -> AsyncIterator[Any]:
-        """What one replica has to say. Raises `lost` if it goes away meanwhile."""
-        call = None
+    async def once(self, method: str, request: Any, context: Context, lost: LoraplexError) -> Any:
+        """One replica's answer. Raises NoReplica, and `lost` if it goes away meanwhile."""
+        link = self.least_busy()
         try:
-            call = link.adapter_call(method, request, metadata=passed_on(context))
-            async for message in call:
-                yield message
+            return await link.adapter_call(method, request, timeout=LOAD_S, metadata=passed_on(context))
         except aio.AioRpcError as error:
             if self.gone(link, error):
                 raise lost from error
             await context.abort(*as_it_came(error))
-        finally:
-            if call:
-                call.cancel()
+
+    async def stream(
+        self, method: str, request: Any, context: Context, link: Link, lost: LoraplexError
+    ) -> AsyncIterator[Any]:
+        """What one replica has to say. Raises `lost` if it goes away meanwhile."""
+        try:
+            async with aclosing(link.adapter_stream(method, request, metadata=passed_on(context))) as messages:
+                async for message in messages:
+                    yield message
+        except aio.AioRpcError as error:
+            if self.gone(link, error):
+                raise lost from error
+            await context.abort(*as_it_came(error))
 
     def gone(self, link: Link, error: aio.AioRpcError) -> bool:
         """Whether a call ended because its replica went away; then nobody else is sent there until a look succeeds."""
@@ -91,7 +99,7 @@ class Asking:
         until = time.monotonic() + _FOLLOW_S
         while True:
             try:
-                found = await self._fleet.adapter(link, name)
+                found = await self._fleet.adapter(link, name, _SLOW_S)
             except aio.AioRpcError as error:
                 self.gone(link, error)
                 why = words(error)

@@ -40,8 +40,12 @@ class Upload:
         threading.Thread(target=self._read, daemon=True).start()
         return self._iterate()
 
-    async def __aexit__(self, *_: object) -> None:
+    def cancel(self) -> None:
+        """End it; who iterates gets CANCELLED."""
         self._call.cancel()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
         self._left.set()
         await asyncio.to_thread(self._channel.close)
 

@@ -45,6 +45,64 @@ async def test_a_replica_that_dies_while_it_moves_an_alias(start: StartCluster) 
         assert messages[-1].change.version == "v2"
 
 
+@pytest.mark.parametrize("method", ["RemoveAlias", "EndCanary", "DeleteVersion"])
+async def test_a_replica_that_dies_after_a_change(start: StartCluster, method: str) -> None:
+    """Nobody makes the change a second time, to be refused; the caller is told to look, and the others know of it."""
+    async with start(2, router={"poll_s": 60}) as cluster:
+        for seed in (1, 2, 3):
+            await cluster.publish("support", seed)
+        test = adapters_pb2.SetAliasRequest(name="support", alias="test", version="v2")
+        await all_of(cluster.stubs.adapters.SetAlias(test))
+        canary = adapters_pb2.SetCanaryRequest(name="support", version="v2", weight=0.5)
+        await all_of(cluster.stubs.adapters.SetCanary(canary))
+        own_name, request = {
+            "RemoveAlias": ("remove_alias", adapters_pb2.RemoveAliasRequest(name="support", alias="test")),
+            "EndCanary": ("end_canary", adapters_pb2.EndCanaryRequest(name="support")),
+            "DeleteVersion": ("delete_version", adapters_pb2.DeleteVersionRequest(name="support", version="v3")),
+        }[method]
+        made: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def make(app: Any, own: Any, *args: Any, **options: Any) -> None:
+            await own(*args, **options)
+            made.set_result(app)
+            await asyncio.Event().wait()
+
+        for app in cluster.apps:
+            registry = app.catalog._registry
+            setattr(registry, own_name, partial(make, app, getattr(registry, own_name)))
+        change = asyncio.create_task(refused(getattr(cluster.stubs.adapters, method)(request)))
+        died = await made
+        await died._server.stop(None)
+        assert (await change).reason == "REPLICA_LOST"
+        (left,) = [app for app in cluster.apps if app is not died]
+        found = left.catalog.adapter("support")
+        assert ("test" in found.aliases, found.canary is not None, "v3" in found.manifests) == (
+            method != "RemoveAlias",
+            method != "EndCanary",
+            method != "DeleteVersion",
+        )
+
+
+async def test_a_promotion_where_the_registry_is_slow(start: StartCluster) -> None:
+    """Seconds for a look at it are no failure."""
+    async with start(2) as cluster:
+        for seed in (1, 2):
+            await cluster.publish("support", seed)
+        told, own = cluster.router.fleet.adapter, [app.catalog._registry.survey for app in cluster.apps]
+
+        async def survey(look: Any) -> Any:
+            await asyncio.sleep(2.2)
+            return await look()
+
+        async def adapter(*asked: Any) -> Any:
+            for app, look in zip(cluster.apps, own, strict=True):
+                app.catalog._registry.survey = partial(survey, look)
+            return await told(*asked)
+
+        cluster.router.fleet.adapter = adapter  # type: ignore[method-assign]
+        assert (await all_of(cluster.stubs.adapters.SetAlias(PROMOTION)))[-1].change.version == "v2"
+
+
 async def test_a_watch_ends_with_its_replica(start: StartCluster) -> None:
     """Changes may be missed, so the caller has to begin anew, and may do so at once."""
     async with start(1) as cluster:
