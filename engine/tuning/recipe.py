@@ -7,6 +7,7 @@ batches, and a learning rate about ten times that of full fine-tuning.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,8 +96,12 @@ class Training(_Section):
         """Optimiser steps of the whole run over so many training rows; three epochs unless the recipe says otherwise."""
         if self.steps:
             return self.steps
-        a_step = self.batch_size * self.accumulation
-        return max(1, round((self.epochs or 3.0) * rows / a_step))
+        whole = round((self.epochs or 3.0) * self.steps_per_epoch(rows), 6)  # 0.7 times 10 is a little more than 7
+        return math.ceil(whole) or 1
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimiser steps to go through so many rows once: as the Trainer does it, an epoch's last batch and step are short."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.accumulation)
 
 
 class Recipe(_Section):

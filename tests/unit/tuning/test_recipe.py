@@ -12,7 +12,7 @@ import yaml
 from engine.errors import InvalidRecipe
 from engine.tuning.encoding import IGNORED, Example, scored_together
 from engine.tuning.estimate import Largest, estimate, read_shape, target_names
-from engine.tuning.recipe import TEMPLATE, Recipe, load_recipe, parse_recipe
+from engine.tuning.recipe import TEMPLATE, Recipe, Training, load_recipe, parse_recipe
 
 
 def test_the_recipe_that_init_writes_is_valid() -> None:
@@ -63,6 +63,23 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(InvalidRecipe):
         load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs", "steps"),
+    [
+        (20, 16, 1, 5, 10),
+        (300, 8, 32, 3, 6),
+        (100, 64, 1, 3, 6),
+        (64, 8, 2, 3, 12),
+        (80, 8, 1, 0.7, 7),
+        (5, 8, 4, 1e-9, 1),
+    ],
+)
+def test_an_epoch_ends_with_a_short_step(rows: int, batch: int, accumulation: int, epochs: float, steps: int) -> None:
+    """Rows that do not fill a batch, and batches that do not fill a step, are a step of their own in every epoch."""
+    train = Training(batch_size=batch, accumulation=accumulation, epochs=epochs)
+    assert train.total_steps(rows) == steps
 
 
 def test_changes_from_the_command_line_may_be_short(recipe_file: Path) -> None:

@@ -62,6 +62,8 @@ def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, tr
     assert "about" in shown.out
     assert trained == []
     assert call("train", recipe_file, "--dry-run", "--json").json["rows"] == 32
+    shown = call("train", recipe_file, "--dry-run", "--set", "batch_size=20", "--set", "steps=4")
+    assert "4 of 20 rows: 2.0 times through the data" in shown.out
 
 
 def test_the_base_is_that_of_the_recipe_and_is_named(
