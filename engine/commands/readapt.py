@@ -179,8 +179,8 @@ def _readapt(
     runs.mkdir(parents=True, exist_ok=True)
     folder = RunFolder.create(runs, planned.recipe, planned.run["recipe"] | {"base": planned.recipe.base})
     folder.check_space(planned.checkpoint)
-    result = {"ref": planned.ref, "published": None, "refused": "it failed", "folder": str(folder.path), "verdicts": [],
-              "left_out": planned.left_out}  # fmt: skip
+    result: dict[str, Any] = {"ref": planned.ref, "published": None, "refused": "it failed", "folder": str(folder.path),
+                              "verdicts": [], "left_out": planned.left_out}  # fmt: skip
     results.append(result)
     with progress(f"{planned.ref} on {new_base.name}") as on_event:
         run = training.run(folder, on_event)["run"]
