@@ -13,6 +13,7 @@ from engine.errors import InvalidRecipe
 from engine.tuning.encoding import IGNORED, Example, scored_together
 from engine.tuning.estimate import Largest, estimate, read_shape, target_names
 from engine.tuning.recipe import TEMPLATE, Recipe, Training, load_recipe, parse_recipe
+from tests.unit.tuning.tiny import write_tokenizer
 
 
 def test_the_recipe_that_init_writes_is_valid() -> None:
@@ -104,6 +105,20 @@ def test_targets_that_name_no_layer_are_refused(recipe_file: Path, base: Path) -
         with pytest.raises(InvalidRecipe, match="names none of the base's layers") as caught:
             target_names(load_recipe(recipe_file, {"targets": targets}), layers)
         assert "down_proj" in caught.value.fix
+
+
+def test_a_base_whose_layers_are_transposed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    """GPT-2's: publishing would refuse the adapter, after it was trained."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 257, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+    write_tokenizer(tmp_path / "gpt2")
+    shape = read_shape(tmp_path / "gpt2")
+    for targets in ("all-linear", "attention", ["c_proj"]):
+        with pytest.raises(InvalidRecipe, match="stored transposed") as caught:
+            target_names(load_recipe(recipe_file, {"targets": targets}), shape)
+        assert caught.value.key == "base"
 
 
 def test_targets_by_kind(recipe_file: Path, base: Path) -> None:
