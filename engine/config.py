@@ -393,6 +393,11 @@ class ClusterSettings(BaseSettings):
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's LoRAConfig accepts
 
 
+def max_rank_for(rank: int) -> int:
+    """The smallest `max_rank` of a vLLM engine that serves adapters of this rank, which is 512 at most."""
+    return next(limit for limit in VLLM_RANKS if limit >= rank)
+
+
 def parse_weights(text: str) -> dict[str, float]:
     """Tenants' weights as they are written in settings: "gold=4,batch=0.5". Raises ValueError naming the wrong part."""
     weights: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,21 +114,25 @@ def readapt(
     Recipes, data and suites of all are checked before the first is trained.
     """
     from engine.commands.fetched import fetched
+    from engine.registry.names import AdapterRef
     from engine.registry.signatures import check_signing_key
 
     if sign:
         check_signing_key(sign)
+    for name in names or []:
+        AdapterRef.parse(name)  # a folder has no name that a new version could go to
     chosen = names or [
         fit.ref.partition("@")[0] for fit in _fits(new_base, _refs(registry, every=False), registry) if fit.can
     ]
-    planned = []
+    planned: dict[str, _Planned] = {}
     for name in chosen:
         with fetched([name], registry) as (version,):
-            planned.append(_plan(version, new_base, data or [Path()], registry, suites=not held_out_only))
+            if version.ref not in planned:  # it may be named twice, also by name and by version
+                planned[version.ref] = _plan(version, new_base, data or [Path()], registry, suites=not held_out_only)
     results: list[dict[str, Any]] = []
     try:
-        for one in planned:
-            results.append(_readapt(one, new_base, runs, registry, sign))  # noqa: PERF401 - what was done is told, also after a failure
+        for one in planned.values():
+            _readapt(one, new_base, runs, registry, sign, results)
     finally:
         output.emit(results, as_json, lambda: _outcome(results))
 
@@ -157,27 +162,37 @@ def _plan(version: Fetched, new_base: Path, places: list[Path], registry: str | 
     return _Planned(version.ref, version.run, recipe, checkpoint, *rebase.stored_suites(version.ref, records, found))
 
 
-def _readapt(planned: _Planned, new_base: Path, runs: Path, registry: str | None, sign: Path | None) -> dict[str, Any]:
+def _readapt(
+    planned: _Planned,
+    new_base: Path,
+    runs: Path,
+    registry: str | None,
+    sign: Path | None,
+    results: list[dict[str, Any]],
+) -> None:
+    """Train, compare and publish one. Its result is in `results` from the start: where the run is, is told after a failure."""
     from engine.commands.signing import signed
     from engine.commands.train_view import progress
     from engine.tuning import rebase, training
     from engine.tuning.run_folder import RunFolder
 
     runs.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder.create(runs, planned.recipe, planned.run["recipe"])
+    folder = RunFolder.create(runs, planned.recipe, planned.run["recipe"] | {"base": planned.recipe.base})
     folder.check_space(planned.checkpoint)
+    result: dict[str, Any] = {"ref": planned.ref, "published": None, "refused": "it failed", "folder": str(folder.path),
+                              "verdicts": [], "left_out": planned.left_out}  # fmt: skip
+    results.append(result)
     with progress(f"{planned.ref} on {new_base.name}") as on_event:
         run = training.run(folder, on_event)["run"]
     verdicts = [rebase.on_held_out(planned.run, run)]
     verdicts += rebase.on_suites(new_base, folder.adapter, planned.suites)
+    result["verdicts"] = [_told(verdict) for verdict in verdicts]
     refused = rebase.refusal(verdicts)
-    name = planned.ref.partition("@")[0]  # the recipe may be called otherwise
-    published = None
     if not refused:
+        name = planned.ref.partition("@")[0]  # the recipe may be called otherwise
         with signed(folder.adapter, sign) as ready:
-            published = asyncio.run(_publish(ready, name, new_base, registry, planned.ref))
-    return {"ref": planned.ref, "published": published, "refused": refused, "folder": str(folder.path),
-            "verdicts": [_told(verdict) for verdict in verdicts], "left_out": planned.left_out}  # fmt: skip
+            result["published"] = asyncio.run(_publish(ready, name, new_base, registry, planned.ref))
+    result["refused"] = refused
 
 
 def _told(verdict: Verdict) -> dict[str, Any]:
@@ -208,14 +223,15 @@ async def _publish(folder: Path, name: str, base: Path, registry: str | None, ol
 def _outcome(results: list[dict[str, Any]]) -> Iterator[RenderableType]:
     made = output.table("version", "on", "old", "new", "rows", "outcome")
     for result in results:
-        for at, verdict in enumerate(result["verdicts"]):
-            outcome = (
-                f"published {result['published']}"
-                if result["published"]
-                else f"{result['refused']}: {result['folder']}"
-            )
-            cells = (verdict["suite"], f"{verdict['old']:.1%}", f"{verdict['new']:.1%}", str(verdict["rows"]))
-            made.add_row(result["ref"] if at == 0 else "", *cells, outcome if at == 0 else "")
+        outcome = (
+            f"published {result['published']}" if result["published"] else f"{result['refused']}: {result['folder']}"
+        )
+        rows = [
+            (verdict["suite"], f"{verdict['old']:.1%}", f"{verdict['new']:.1%}", str(verdict["rows"]))
+            for verdict in result["verdicts"]
+        ] or [("", "", "", "")]  # it failed before there was one
+        for ref, cells, told in zip_longest([result["ref"]], rows, [outcome], fillvalue=""):
+            made.add_row(ref, *cells, told)
     yield made
     for result in results:
         for reason in result["left_out"]:

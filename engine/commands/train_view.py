@@ -58,13 +58,14 @@ def _base(plan: Plan) -> str:
 def plan_view(plan: Plan, tokenizer: Any) -> Iterator[RenderableType]:
     """A checked recipe: what it comes to, how long rows are, and what of them is learnt."""
     needs, recipe = plan.estimate, plan.recipe
-    every = recipe.train.batch_size * recipe.train.accumulation
+    every, rows = recipe.train.batch_size * recipe.train.accumulation, len(plan.examples)
+    times = plan.steps / recipe.train.steps_per_epoch(rows)
     yield output.facts(
         [
             ("recipe", Text(f"{recipe.name}, {recipe.method}", "bold")),
             ("base", _base(plan)),
-            ("rows", f"{len(plan.examples)} trained on, {len(plan.held_out)} held out"),
-            ("steps", f"{plan.steps} of {every} rows: {plan.steps * every / len(plan.examples):.1f} times through the data"),
+            ("rows", f"{rows} trained on, {len(plan.held_out)} held out"),
+            ("steps", f"{plan.steps} of {min(every, rows)} rows: {times:.1f} times through the data"),
             ("adapter", f"rank {recipe.lora.rank}, alpha {recipe.lora.scaled_by:g}, on {' '.join(plan.targets)}"),
             ("trains", f"{needs.trainable:,} parameters of {needs.parameters:,} "
                        f"({needs.trainable / (needs.parameters + needs.trainable):.2%})"),

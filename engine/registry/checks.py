@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +101,13 @@ def _warnings(
     config: LoraConfig, modules: tuple[str, ...], base: Base, trained_on: BaseRef, run: dict[str, Any]
 ) -> list[str]:
     found = []
-    low, high = _USUAL_SCALES
-    unusual = [(module, scale) for module in modules if not low <= (scale := config.scale_of(module)) <= high]
-    if unusual:
-        module, scale = unusual[0]
-        found.append(f"{module} is scaled by {scale:.3g}: lora_alpha is usually the rank or twice the rank")
+    if unusual := next((module for module in modules if not _scale_is_usual(config, module)), None):
+        usual = (
+            "between the square root of the rank and twice the rank"
+            if config.rank_stabilized
+            else "the rank or twice the rank"
+        )
+        found.append(f"{unusual} is scaled by {config.scale_of(unusual):.3g}: lora_alpha is usually {usual}")
     named = config.base_name.rstrip("/").rpartition("/")[2]
     if named.casefold() not in ("", base.name.casefold()):
         found.append(f"adapter_config.json names the base {named[:100]!r}, this server's is {base.name!r}")
@@ -115,6 +118,12 @@ def _warnings(
     if trained_on.assumed:
         found.append("nothing records which base it was trained on: this server's base was assumed")
     return found
+
+
+def _scale_is_usual(config: LoraConfig, module: str) -> bool:
+    """With rank stabilisation some keep to alpha / root of the rank, and some leave alpha what it was without."""
+    low, high = _USUAL_SCALES
+    return low <= config.scale_of(module) <= high * (math.sqrt(config.rank_of(module)) if config.rank_stabilized else 1)
 
 
 __all__ = ["CheckedAdapter", "Limits", "check_adapter"]

@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import BadConfiguration, Unsigned
 
 SIGNATURE = "model.sig.json"
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")  # that model-signing takes
 
 
 def sign(folder: Path, private_key: Path) -> None:
@@ -40,25 +41,37 @@ def verify(folder: Path, public_key: Path, what: str) -> None:
 
 def check_signing_key(private_key: Path) -> None:
     """Raise BadConfiguration when a private key cannot be used to sign."""
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         key = load_pem_private_key(private_key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise BadConfiguration(f"the key {private_key.name} cannot sign: {error}", fix=_KEYS) from error
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise BadConfiguration(f"the key {private_key.name} cannot sign: it is not of an elliptic curve", fix=_KEYS)
+    if problem := _unsupported(key):
+        raise BadConfiguration(f"the key {private_key.name} cannot sign: {problem}", fix=_KEYS)
 
 
 def check_key(public_key: Path) -> None:
-    """Raise BadConfiguration when a public key cannot be read."""
+    """Raise BadConfiguration when a public key cannot be read, or no signature can be by it."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        load_pem_public_key(public_key.read_bytes())
+        key = load_pem_public_key(public_key.read_bytes())
     except (OSError, ValueError) as error:
         raise BadConfiguration(f"require_signature: {public_key} is no public key", fix=_KEYS) from error
+    if problem := _unsupported(key):
+        raise BadConfiguration(f"require_signature: {public_key} cannot verify: {problem}", fix=_KEYS)
+
+
+def _unsupported(key: object) -> str:
+    """Why signatures cannot be by a key, or its private half; empty when they can."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+
+    if not isinstance(key, EllipticCurvePrivateKey | EllipticCurvePublicKey):
+        return "it is not of an elliptic curve"
+    if key.curve.name not in _CURVES:
+        return f"its curve is {key.curve.name}, and not one of {', '.join(_CURVES)}"
+    return ""
 
 
 def _covered(config: Any, folder: Path) -> Any:

@@ -73,7 +73,7 @@ class Grammars:
         """The worker; one that has just been started is only kept once its first answer is read."""
         if self._worker is None or self._worker.returncode is not None:
             pipe = asyncio.subprocess.PIPE
-            command = [sys.executable, "-m", "engine.runtime.grammars"]
+            command = [sys.executable, "-P", "-m", "engine.runtime.grammars"]  # -P: no modules of the working folder
             worker = await asyncio.create_subprocess_exec(
                 *command, stdin=pipe, stdout=pipe, limit=_LONGEST_LINE, start_new_session=True
             )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engine.config import load_settings
+from engine.config import VLLM_RANKS, load_settings, max_rank_for
 
 _LOW = 0.9  # held-out share of exact answers below which an adapter is not good yet
 _NONE = 0.1  # and below which it measures nothing: free text is hardly ever exact
@@ -91,16 +91,18 @@ def _rank(run: Evidence) -> Iterator[str]:
         return
     if (stands := _second_half(run)) > _FELL * run.losses[0] or run.learning_rate > _BOLD:
         return
+    if (more := min(2 * run.rank, VLLM_RANKS[-1])) == run.rank:
+        return
     yield (
         f"the loss has stood at {stands:.3g} for the second half of the run, and only "
-        f"{run.held_out_exact:.0%} of held-out answers are right: rank {run.rank} may be too low; try {2 * run.rank}, "
-        f"or compare: --sweep rank={run.rank},{2 * run.rank}{_beyond(2 * run.rank)}"
+        f"{run.held_out_exact:.0%} of held-out answers are right: rank {run.rank} may be too low; try {more}, "
+        f"or compare: --sweep rank={run.rank},{more}{_beyond(more)}"
     )
 
 
 def _beyond(rank: int) -> str:
     limit = load_settings().max_rank
-    allow = f" (above the limit of {limit}: set LORAPLEX_MAX_RANK={rank} here and where it is served)"
+    allow = f" (above the limit of {limit}: set LORAPLEX_MAX_RANK={max_rank_for(rank)} here and where it is served)"
     return allow if rank > limit else ""
 
 

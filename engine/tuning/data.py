@@ -86,7 +86,7 @@ def _file_text(source: str) -> str:
     except UnicodeDecodeError as error:
         raise InvalidRecipe("data", f"{source} is not UTF-8 text") from error
     except ImportError as error:
-        fix = f"pip install {error.name or 's3fs'}, or copy the file here."
+        fix = "Install the package, or copy the file here."
         raise InvalidRecipe("data", f"{source} needs a package that is not installed: {error}", fix=fix) from error
     except Exception as error:  # each file system and each compression has errors of its own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

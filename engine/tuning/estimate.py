@@ -23,7 +23,10 @@ _LAYER_BYTES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The base in numbers: (out, in) of each linear layer inside the decoder's layers, and what else counts."""
+    """The base in numbers: (out, in) of each linear layer inside the decoder's layers, and what else counts.
+
+    `transposed` has the last names of layers that are stored as (in, out), as GPT-2's Conv1D are.
+    """
 
     linear: dict[str, tuple[int, int]]
     parameters: int
@@ -31,15 +34,21 @@ class Shape:
     hidden: int
     vocabulary: int
     context: int
+    transposed: frozenset[str] = frozenset()
 
 
 def read_shape(folder: Path) -> Shape:
     """Read config.json and the weights' headers; raises BaseModelNotFound or BaseModelIncomplete."""
     config, tensors = check_base(folder)
     linear: dict[str, tuple[int, int]] = {}
+    transposed = set()
     for name, tensor in tensors.items():
         if _LAYER.search(name) and len(tensor.shape) == 2:
-            linear[name.removesuffix(".weight")] = (tensor.shape[0], tensor.shape[1])
+            layer = name.removesuffix(".weight")
+            linear[layer] = (tensor.shape[0], tensor.shape[1])
+            bias = tensors.get(f"{layer}.bias")
+            if bias and bias.shape == tensor.shape[1:] != tensor.shape[:1]:  # a bias is as long as the outputs
+                transposed.add(layer.rpartition(".")[2])
     text = config.get("text_config") or config
     return Shape(
         linear=linear,
@@ -48,11 +57,15 @@ def read_shape(folder: Path) -> Shape:
         hidden=int(text.get("hidden_size") or 1),
         vocabulary=int(text.get("vocab_size") or 1),
         context=int(text.get("max_position_embeddings") or 0),
+        transposed=frozenset(transposed),
     )
 
 
 def target_names(recipe: Recipe, shape: Shape) -> list[str]:
-    """The last names of the layers that get an adapter; raises InvalidRecipe listing those that exist."""
+    """The last names of the layers that get an adapter.
+
+    Raises InvalidRecipe listing those that exist, or when an adapter of those that are meant would not be served.
+    """
     existing = sorted({name.rpartition(".")[2] for name in shape.linear})
     found, problem = existing, "it names none of the base's layers"
     match recipe.lora.targets:
@@ -66,6 +79,13 @@ def target_names(recipe: Recipe, shape: Shape) -> list[str]:
                 found, problem = [], f"the base has no layer {', '.join(map(repr, unknown))}"
     if not found:
         raise InvalidRecipe("lora.targets", problem, fix=f"It has: {', '.join(existing)}.")
+    if unserved := sorted(shape.transposed.intersection(found)):
+        problem = (
+            f"its layers {', '.join(unserved)} are stored transposed, as GPT-2's are, and no adapter of them is served"
+        )
+        raise InvalidRecipe(
+            "base", problem, fix="Train on a base with ordinary linear layers, such as a Llama or a Qwen."
+        )
     return found
 
 

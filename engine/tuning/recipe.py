@@ -7,13 +7,14 @@ batches, and a learning rate about ten times that of full fine-tuning.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rapidfuzz import process
 
-from engine.config import load_settings, read_yaml, without_nul
+from engine.config import load_settings, max_rank_for, read_yaml, without_nul
 from engine.errors import BadConfiguration, InvalidRecipe
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -95,8 +96,12 @@ class Training(_Section):
         """Optimiser steps of the whole run over so many training rows; three epochs unless the recipe says otherwise."""
         if self.steps:
             return self.steps
-        a_step = self.batch_size * self.accumulation
-        return max(1, round((self.epochs or 3.0) * rows / a_step))
+        whole = round((self.epochs or 3.0) * self.steps_per_epoch(rows), 6)  # 0.7 times 10 is a little more than 7
+        return math.ceil(whole) or 1
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimiser steps to go through so many rows once: as the Trainer does it, an epoch's last batch and step are short."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.accumulation)
 
 
 class Recipe(_Section):
@@ -149,22 +154,23 @@ def parse_recipe(content: dict[str, Any]) -> Recipe:
         raise _explained(error) from error
     limit = load_settings().max_rank
     if recipe.lora.rank > limit:
-        fix = f"Use {limit} or less, or set LORAPLEX_MAX_RANK={recipe.lora.rank} here and where the adapter is served."
+        enough = max_rank_for(recipe.lora.rank)
+        fix = f"Use {limit} or less, or set LORAPLEX_MAX_RANK={enough} here and where the adapter is served."
         raise InvalidRecipe("lora.rank", f"{recipe.lora.rank} is above the engine's limit of {limit}", fix=fix)
     return recipe
 
 
 def _explained(error: ValidationError) -> InvalidRecipe:
     first, *_ = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    where = [
-        str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[", "str", "float", "bool"))
-    ]
-    key = ".".join(where)
+    where = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         near = process.extractOne(where[-1], _keys_of(where[:-1]), score_cutoff=50)
         known = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(_keys_of(where[:-1]))}"
-        return InvalidRecipe(key, f"unknown key; {known}")
-    return InvalidRecipe(key, first["msg"].removeprefix("Value error, "))
+        return InvalidRecipe(".".join(where), f"unknown key; {known}")
+    of_unions = ("literal[", "tuple[", "str", "float", "bool")  # how pydantic names the one that it tried
+    return InvalidRecipe(
+        ".".join(part for part in where if not part.startswith(of_unions)), first["msg"].removeprefix("Value error, ")
+    )
 
 
 def _keys_of(path: list[str]) -> list[str]:

@@ -110,7 +110,8 @@ def run(folder: RunFolder, on_event: OnEvent) -> dict[str, Any]:
 
     Raises TrainingFailed with the process's own reason, or with what is known when it was killed.
     """
-    command = [sys.executable, "-m", "engine.tuning.worker", str(folder.path)]
+    # -P: files of the user's working folder, such as a queue.py, are not taken for Python's modules and the libraries'.
+    command = [sys.executable, "-P", "-m", "engine.tuning.worker", str(folder.path)]
     with folder.log.open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)  # noqa: S603
         try:

@@ -1,4 +1,4 @@
-"""The process that trains: `python -m engine.tuning.worker RUN_FOLDER`. Its parent reads events, one JSON object a line.
+"""The process that trains: `python -P -m engine.tuning.worker RUN_FOLDER`. Its parent reads events, one JSON object a line.
 
 A process of its own, because what trains may be killed for lack of memory, and because the command line, like the server,
 should not have to import torch.

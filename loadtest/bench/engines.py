@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from engine.config import VLLM_RANKS
+from engine.config import max_rank_for
 from engine.vllm_plugin.precision import precision
 from engine.vllm_plugin.threads import on_every_core
 
@@ -80,7 +80,7 @@ class EngineSpec:
                 "enable_lora": True,
                 "max_loras": self.lora.slots + 1,
                 "max_cpu_loras": self.lora.slots + 1,
-                "max_lora_rank": next(rank for rank in VLLM_RANKS if rank >= self.lora.rank),
+                "max_lora_rank": max_rank_for(self.lora.rank),
                 "lora_target_modules": list(self.lora.targets),
             }
         return args

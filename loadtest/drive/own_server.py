@@ -44,7 +44,7 @@ class OwnServer:
             "http-port": 0,
         }
         merged = {name.replace("_", "-"): value for name, value in (flags | settings).items()}
-        self._command = [sys.executable, "-m", "engine.cli", "serve", "--log-format", "json"]
+        self._command = [sys.executable, "-P", "-m", "engine.cli", "serve", "--log-format", "json"]
         self._command += [f"--{name}={value}" for name, value in merged.items()]
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -38,7 +38,7 @@ class ChildDied(RuntimeError):
 
 
 class Child:
-    """`python -m engine.cli COMMAND --config ...`, with the settings that are given; it drains when its parent dies."""
+    """`python -P -m engine.cli COMMAND --config ...`, with the settings that are given; it drains when its parent dies."""
 
     def __init__(
         self,
@@ -57,7 +57,15 @@ class Child:
         self._older_log = folder / f"{command}.log.1"
         with self._log.open("ab") as log:  # appends wherever it ends, so that it can be made empty under the child
             self.process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", "engine.cli", command, "--config", str(config)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "engine.cli",
+                    command,
+                    "--config",
+                    str(config),
+                ],  # -P: no modules of the working folder
                 stdout=log,
                 stderr=log,
                 env=os.environ | parent | dict(environment),

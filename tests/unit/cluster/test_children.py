@@ -114,8 +114,10 @@ def test_router_processes_end_with_their_supervisor() -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerChild]:
-    """A server that is ready, with an engine that makes its answers up."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerChild]:
+    """A server that is ready, with an engine that makes its answers up; files beside which it is started are no modules."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('my own')")
+    monkeypatch.chdir(tmp_path)
     write_base(tmp_path / "base")
     child = ServerChild(
         {

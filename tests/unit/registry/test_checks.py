@@ -293,6 +293,15 @@ def test_unusual_scales_warn(adapter, base: Base, alpha: int, warns: bool) -> No
     assert bool(check(adapter, base).warnings) == warns
 
 
+@pytest.mark.parametrize(("alpha", "warns"), [(0.9, True), (4, False), (8, False), (16, False), (17, True)])
+def test_with_rank_stabilisation_both_habits_are_usual(adapter, base: Base, alpha: float, warns: bool) -> None:
+    """Alpha by the root of the rank, or what it would be without; PEFT divides it by the root either way."""
+    adapter.config |= {"lora_alpha": alpha, "use_rslora": True}
+    warnings = check(adapter, base).warnings
+    assert bool(warnings) == warns
+    assert all("between the square root of the rank and twice the rank" in warning for warning in warnings)
+
+
 def test_another_base_name_warns(adapter, base: Base) -> None:
     """Names prove nothing, but another one is worth a warning."""
     adapter.config["base_model_name_or_path"] = "org/Llama-3.1-70B/"

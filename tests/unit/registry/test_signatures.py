@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engine.client.testing import FakeServer, fake_server, write_adapter
 from engine.errors import BadConfiguration, Unsigned
-from engine.registry.signatures import SIGNATURE, check_key, sign, verify
+from engine.registry.signatures import SIGNATURE, check_key, check_signing_key, sign, verify
 from tests.unit.cli.calls import call
 
 
-def write_keys(folder: Path, name: str) -> tuple[Path, Path]:
+def write_keys(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tuple[Path, Path]:
     """A key pair, private and public."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(curve or ec.SECP256R1())
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
     pem = serialization.Encoding.PEM
     kind = serialization.PrivateFormat.TraditionalOpenSSL
@@ -69,6 +69,25 @@ def test_keys_that_are_none_are_refused(tmp_path: Path) -> None:
     assert "openssl" in caught.value.fix
     with pytest.raises(BadConfiguration, match="cannot sign"):
         sign(tmp_path / "a", tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1(), ec.SECP256K1(), ec.BrainpoolP256R1()]
+)
+def test_a_key_passes_its_check_when_it_can_sign(tmp_path: Path, curve: ec.EllipticCurve) -> None:
+    """By its curve: the check comes before hours of training, signing after them; the server's key goes with it."""
+    private, public = write_keys(tmp_path, "key", curve)
+    write_adapter(tmp_path / "a")
+    try:
+        sign(tmp_path / "a", private)
+    except BadConfiguration:
+        for check, key in ((check_signing_key, private), (check_key, public)):
+            with pytest.raises(BadConfiguration, match=f"its curve is {curve.name}"):
+                check(key)
+    else:
+        check_signing_key(private)
+        check_key(public)
+        verify(tmp_path / "a", public, "it")
 
 
 def test_a_strict_server_publishes_only_what_is_signed(

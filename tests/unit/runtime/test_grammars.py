@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,15 @@ async def test_worker_that_does_not_start(grammars: Grammars, monkeypatch: pytes
             patch.setattr("engine.runtime.grammars._START_S", 0.01)
         with pytest.raises(Overloaded):
             await grammars.check(Structured("regex", "a+"))
+    await grammars.check(Structured("regex", "a+"))
+
+
+async def test_files_of_the_working_folder_are_no_modules_of_the_worker(
+    grammars: Grammars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file beside which the server was started may be called as a module of Python's."""
+    (tmp_path / "asyncio.py").write_text("raise SystemExit('my own')")
+    monkeypatch.chdir(tmp_path)
     await grammars.check(Structured("regex", "a+"))
 
 

@@ -105,6 +105,18 @@ def test_rows_come_from_urls_and_compressed_files(tmp_path: Path) -> None:
     assert read_rows("memory://rows.jsonl").rows == read_rows(str(tmp_path / "rows.jsonl.gz")).rows
 
 
+def test_a_package_that_a_url_needs_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fsspec, whose errors have no name of a module: no other package is advised."""
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("fsspec.open", missing)
+    with pytest.raises(InvalidRecipe, match="Please install gcsfs") as caught:
+        read_rows("gs://bucket/rows.jsonl")
+    assert "s3fs" not in caught.value.fix
+
+
 def test_a_held_out_question_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     """A score on what was trained on says nothing, whatever the answer there is."""
     train = write_rows(tmp_path / "train.jsonl", questions(0, 9))

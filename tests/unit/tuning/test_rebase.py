@@ -100,10 +100,9 @@ def test_only_what_is_as_good_is_published(
         where = ("--registry", published / "registry")
         assert call("adapters", "export", result["published"], tmp_path / "copy", *where).code == 0
         verify(tmp_path / "copy", public, result["published"])
-    assert (
-        json.loads((Path(result["folder"]) / "adapter" / "run.json").read_text())["recipe"]["data"]["train"]
-        == "train.jsonl"
-    )
+    recipe = json.loads((Path(result["folder"]) / "adapter" / "run.json").read_text())["recipe"]
+    assert recipe["data"]["train"] == "train.jsonl"
+    assert recipe["base"] == str(new)
 
 
 @pytest.mark.parametrize(("old", "suite", "published"), [(0.0, None, False), (0.0, 0.0, False), (0.0, 0.5, True)])

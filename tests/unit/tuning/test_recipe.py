@@ -12,7 +12,8 @@ import yaml
 from engine.errors import InvalidRecipe
 from engine.tuning.encoding import IGNORED, Example, scored_together
 from engine.tuning.estimate import Largest, estimate, read_shape, target_names
-from engine.tuning.recipe import TEMPLATE, Recipe, load_recipe, parse_recipe
+from engine.tuning.recipe import TEMPLATE, Recipe, Training, load_recipe, parse_recipe
+from tests.unit.tuning.tiny import write_tokenizer
 
 
 def test_the_recipe_that_init_writes_is_valid() -> None:
@@ -33,8 +34,14 @@ def test_paths_are_relative_to_the_recipe(recipe_file: Path) -> None:
     [
         ({"lora": {"rnak": 4}}, "lora.rnak", "did you mean 'rank'"),
         ({"trian": {}}, "trian", "did you mean 'train'"),
+        ({"strict": True}, "strict", "unknown key"),
+        ({"floats": 1}, "floats", "unknown key"),
+        ({"data": {"train": "x", "streaming": True}}, "data.streaming", "did you mean 'train'"),
+        ({"train": {"boolean": True}}, "train.boolean", "unknown key"),
+        ({"data": {"train": "x", "held_out": []}}, "data.held_out", "valid"),
         ({"lora": {"rank": 0}}, "lora.rank", "greater than or equal to 1"),
         ({"lora": {"rank": 64}}, "lora.rank", "above the engine's limit of 16"),
+        ({"lora": {"rank": 24}}, "lora.rank", "set LORAPLEX_MAX_RANK=32 here"),
         ({"lora": {"alpha": -1}}, "lora.alpha", "greater than 0"),
         ({"train": {"steps": 1, "epochs": 1}}, "train", "not both"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate", "greater than 0"),
@@ -65,6 +72,23 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load_recipe(file)
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs", "steps"),
+    [
+        (20, 16, 1, 5, 10),
+        (300, 8, 32, 3, 6),
+        (100, 64, 1, 3, 6),
+        (64, 8, 2, 3, 12),
+        (80, 8, 1, 0.7, 7),
+        (5, 8, 4, 1e-9, 1),
+    ],
+)
+def test_an_epoch_ends_with_a_short_step(rows: int, batch: int, accumulation: int, epochs: float, steps: int) -> None:
+    """Rows that do not fill a batch, and batches that do not fill a step, are a step of their own in every epoch."""
+    train = Training(batch_size=batch, accumulation=accumulation, epochs=epochs)
+    assert train.total_steps(rows) == steps
+
+
 def test_changes_from_the_command_line_may_be_short(recipe_file: Path) -> None:
     """`rank` is lora.rank, `steps` is train.steps."""
     recipe = load_recipe(recipe_file, {"rank": 2, "train.steps": 3, "max_length": 32})
@@ -87,6 +111,20 @@ def test_targets_that_name_no_layer_are_refused(recipe_file: Path, base: Path) -
         with pytest.raises(InvalidRecipe, match="names none of the base's layers") as caught:
             target_names(load_recipe(recipe_file, {"targets": targets}), layers)
         assert "down_proj" in caught.value.fix
+
+
+def test_a_base_whose_layers_are_transposed_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    """GPT-2's: publishing would refuse the adapter, after it was trained."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 257, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+    write_tokenizer(tmp_path / "gpt2")
+    shape = read_shape(tmp_path / "gpt2")
+    for targets in ("all-linear", "attention", ["c_proj"]):
+        with pytest.raises(InvalidRecipe, match="stored transposed") as caught:
+            target_names(load_recipe(recipe_file, {"targets": targets}), shape)
+        assert caught.value.key == "base"
 
 
 def test_targets_by_kind(recipe_file: Path, base: Path) -> None:

@@ -62,6 +62,8 @@ def test_a_dry_run_shows_what_is_learnt_and_trains_nothing(recipe_file: Path, tr
     assert "about" in shown.out
     assert trained == []
     assert call("train", recipe_file, "--dry-run", "--json").json["rows"] == 32
+    shown = call("train", recipe_file, "--dry-run", "--set", "batch_size=20", "--set", "steps=4")
+    assert "4 of 20 rows: 2.0 times through the data" in shown.out
 
 
 def test_the_base_is_that_of_the_recipe_and_is_named(
@@ -229,6 +231,20 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_it_is_trained(
     shown = call("train", recipe_file, "--runs", tmp_path / "runs")
     assert (shown.code, "checkpoints takes about" in shown.err) == (1, True)
     assert trained == []
+
+
+def test_files_of_the_working_folder_are_no_modules_of_the_training_process(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue.py of the user's is neither run nor in the way; the process gets as far as the run, which is taken here."""
+    from engine.tuning.recipe import load_recipe
+
+    folder = RunFolder.create(tmp_path / "runs", load_recipe(recipe_file), {})
+    for name in ("queue.py", "logging.py", "yaml.py", "pydantic.py"):
+        (tmp_path / name).write_text("raise SystemExit('my own')")
+    monkeypatch.chdir(tmp_path)
+    with folder.locked(), pytest.raises(TrainingFailed, match="another process is training this run"):
+        training.run(folder, lambda _: None)
 
 
 def test_a_killed_process_is_told_with_how_to_go_on(

@@ -348,6 +348,11 @@ EVIDENCE = Evidence(
     [
         ({"held_out_exact": 0.5}, "rank 8 may be too low; try 16"),
         ({"held_out_exact": 0.5, "rank": 16, "alpha": 32}, "set LORAPLEX_MAX_RANK=32"),
+        (
+            {"held_out_exact": 0.5, "rank": 12, "alpha": 24},
+            "--sweep rank=12,24 (above the limit of 16: set LORAPLEX_MAX_RANK=32",
+        ),
+        ({"held_out_exact": 0.5, "rank": 320, "alpha": 640}, "try 512, or compare: --sweep rank=320,512"),
         ({"held_out_exact": 0.5, "losses": tuple(5 - n / 25 for n in range(100))}, "train longer"),
         ({"alpha": 64}, "scales the adapter by 8"),
         ({"rslora": True, "rank": 64, "alpha": 128}, "with rslora scales the adapter by 16, where alpha = 16 gives 2"),
@@ -375,6 +380,7 @@ def test_advice_comes_with_its_evidence(change: dict[str, Any], said: str) -> No
     [
         {},
         {"rslora": True, "rank": 64, "alpha": 16},
+        {"held_out_exact": 0.5, "rank": 512, "alpha": 1024},
         {"held_out_exact": 0.0, "losses": (1.8,) + (1.1,) * 99},
         {"held_out_exact": 0.02, "losses": (5.7,) + (3.9,) * 99},
         {"losses": (0.1,) * 100},
