@@ -1,8 +1,9 @@
 """Adapters trained elsewhere as plain LoRA: renamed, freed of what lies beside them, and converted where that is exact.
 
 PiSSA, OLoRA and the like begin with a part of the base's weight W in the adapter, B0 A0, and take it out of W. What they change
-is s (B A - B0 A0): a plain LoRA of twice the rank. DoRA scales each row of W + s B A to a learnt length, which changes W in
-full rank; only where the lengths are still what they were is it a plain LoRA.
+is s (B A - B0 A0): a plain LoRA of twice the rank. LoftQ takes nothing out of W but puts quantised weights in its place: what it
+trains belongs to those. DoRA scales each row of W + s B A to a learnt length, which changes W in full rank; only where the
+lengths are still what they were is it a plain LoRA.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import InvalidAdapter
 from engine.registry.checks import FULL
+from engine.registry.config_checks import TAKEN_OUT
 from engine.registry.file_checks import CONFIG, RUN, WEIGHTS, read_json
 from engine.registry.fingerprint import check_base
 from engine.tuning.recipe import Quantization
@@ -67,10 +69,14 @@ def import_adapter(
         config["use_dora"] = False
         done.append("DoRA with unchanged lengths, as plain LoRA")
     beginning = str(config.get("init_lora_weights", True)).lower()
-    if beginning == "eva":  # B begins with zeros, so the base stays as it is
+    if beginning in ("eva", "mica"):  # B or A begins with zeros, so the base stays as it is
         config["init_lora_weights"] = True
-        done.append("eva, as the plain LoRA that it is")
+        done.append(f"{beginning}, as the plain LoRA that it is")
     elif beginning not in ("true", "false", "none", "gaussian", "orthogonal"):
+        if not TAKEN_OUT.fullmatch(beginning):
+            problem = f"{beginning[:60]!r} is none of the kinds that are known to be a plain LoRA on the base as it is"
+            fix = "Train it again as plain LoRA."
+            raise InvalidAdapter("config", f"{CONFIG}: init_lora_weights", problem, fix=fix)
         tensors = _difference(tensors, config, _beginning(beginning, tensors, config, base, initial))
         done.append(f"{beginning}, as plain LoRA of twice the rank")
     _write(target, source, config, tensors)

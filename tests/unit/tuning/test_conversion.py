@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from engine.commands.fetched import fetched
 from engine.errors import InvalidAdapter
+from engine.registry.config_checks import read_config
 from engine.tuning.conversion import PRECISIONS, import_adapter
 from engine.tuning.recipe import parse_recipe
 from tests.unit.cli.calls import call
@@ -30,6 +31,12 @@ def answers(base: Path, adapter: Path) -> torch.Tensor:
     """Logits of base and adapter, as PEFT computes them."""
     with torch.no_grad():
         return PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))(TEXT).logits
+
+
+def configure(adapter: Path, **fields: Any) -> None:
+    """Change fields of an adapter's configuration."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | fields))
 
 
 def trained(base: Path, folder: Path, *, train: str, **settings: Any) -> tuple[Path, torch.Tensor, Path]:
@@ -69,13 +76,27 @@ def test_olora_needs_the_adapter_as_it_began(tmp_path: Path, base: Path) -> None
         import_adapter(adapter, tmp_path / "b", base=base)
 
 
-def test_eva_is_plain_lora(tmp_path: Path, base: Path) -> None:
-    """It begins with directions of the data in A and with B all zeros, so the base is as it was."""
+@pytest.mark.parametrize("kind", ["eva", "mica"])
+def test_what_begins_with_zeros_is_plain_lora(tmp_path: Path, base: Path, kind: str) -> None:
+    """EVA has directions of the data in A and zeros in B, MiCA directions of the weight in B and zeros in A."""
     adapter, wanted, _ = trained(base, tmp_path, train="lora_", init_lora_weights="gaussian")
-    config = json.loads((adapter / "adapter_config.json").read_text()) | {"init_lora_weights": "eva"}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert import_adapter(adapter, tmp_path / "a").done == ("eva, as the plain LoRA that it is",)
+    configure(adapter, init_lora_weights=kind)
+    assert import_adapter(adapter, tmp_path / "a").done == (f"{kind}, as the plain LoRA that it is",)
     assert torch.allclose(answers(base, tmp_path / "a"), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["loftq", "pissa_or_so", "mystery"])
+def test_what_trains_on_another_base_is_refused_by_name(tmp_path: Path, base: Path, kind: str) -> None:
+    """LoftQ's base is quantised, so taking its beginning out of W makes another model; and who knows of the unknown ones."""
+    adapter, _, initial = trained(base, tmp_path, train="lora_", init_lora_weights="gaussian")
+    configure(adapter, init_lora_weights=kind)
+    for help_ in ({"base": base}, {"initial": initial}):
+        with pytest.raises(InvalidAdapter, match=f"'{kind}' is none of the kinds") as caught:
+            import_adapter(adapter, tmp_path / "a", **help_)
+        assert "--initial" not in caught.value.fix
+    with pytest.raises(InvalidAdapter) as caught:
+        read_config(adapter, 16)
+    assert "weight_conversion" not in caught.value.fix
 
 
 def test_dora_is_converted_only_where_it_is_plain(tmp_path: Path, base: Path) -> None:
