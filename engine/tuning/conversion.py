@@ -1,9 +1,9 @@
 """Adapters trained elsewhere as plain LoRA: renamed, freed of what lies beside them, and converted where that is exact.
 
 PiSSA, OLoRA and the like begin with a part of the base's weight W in the adapter, B0 A0, and take it out of W. What they change
-is s (B A - B0 A0): a plain LoRA of twice the rank. LoftQ takes nothing out of W but puts quantised weights in its place: what it
-trains belongs to those. DoRA scales each row of W + s B A to a learnt length, which changes W in full rank; only where the
-lengths are still what they were is it a plain LoRA.
+is s (B A - B0 A0): a plain LoRA of twice the rank. LoftQ puts quantised weights in W's place, so what it trains belongs to
+those. DoRA scales each row of W + s B A to a learnt length, which changes W in full rank; only where the lengths are still
+what they were is it a plain LoRA.
 """
 
 from __future__ import annotations
