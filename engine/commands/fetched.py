@@ -24,12 +24,17 @@ from engine.registry.store import Store
 
 @dataclass(frozen=True)
 class Fetched:
-    """A version's files, with what its manifest and its training run say."""
+    """A version's files, with what its manifest and its training run say.
+
+    `fingerprint` is that of its base, empty where nothing says it. It is `assumed` where nobody recorded on which base it was
+    trained: then it is that of the base beside which it was published.
+    """
 
     ref: str
     folder: Path
     digest: str
     fingerprint: str
+    assumed: bool
     run: dict[str, Any]
 
     @property
@@ -58,14 +63,15 @@ def fetched(refs: Sequence[str], registry: str | None) -> Iterator[list[Fetched]
 async def _fetch(ref: str, registry: str | None, target: Path) -> Fetched:
     if "/" in ref:
         run = _run_of(Path(ref))
-        return Fetched(ref, Path(ref), "", str((run.get("base") or {}).get("fingerprint", "")), run)
+        fingerprint = str((run.get("base") or {}).get("fingerprint") or "")
+        return Fetched(ref, Path(ref), "", fingerprint, not fingerprint, run)
     url = registry_url(registry)
     check_there(url, create=False)
     found = Registry(Store.open(url))
     manifest = await found.resolve(AdapterRef.parse(ref))
     await found.fetch(manifest, target)
-    fingerprint = "" if manifest.base.assumed else manifest.base.fingerprint
-    return Fetched(manifest.ref, target, manifest.digest, fingerprint, _run_of(target))
+    base = manifest.base
+    return Fetched(manifest.ref, target, manifest.digest, base.fingerprint, base.assumed, _run_of(target))
 
 
 def _run_of(folder: Path) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def _fits(new: Path, refs: list[str], registry: str | None) -> Iterator[Any]:
     base = read_base(new)
     for ref in refs:
         with fetched([ref], registry) as (version,):
-            yield fit_of(version.ref, version.folder, version.fingerprint, version.run, base)
+            known = "" if version.assumed else version.fingerprint
+            yield fit_of(version.ref, version.folder, known, version.run, base)
 
 
 def _refs(registry: str | None, *, every: bool) -> list[str]:
