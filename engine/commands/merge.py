@@ -111,11 +111,11 @@ def _combine(
     if out is None:
         raise typer.BadParameter("name the folder to write to", param_hint="--out")
     fingerprint, *_ = [_check_base(version, model) for version in versions]
+    precisions = {version.precision for version in versions}
     with output.spinner(f"merging {len(versions)} adapters"):
         config = combine(model, [version.folder for version in versions], shares, method, density, out)
         parents = [{"ref": version.ref, "digest": version.digest, "weight": share}
                    for version, share in zip(versions, shares, strict=True)]  # fmt: skip
-        precisions = {version.precision for version in versions}
         record: dict[str, Any] = {"combined": {"method": method, "density": density, "parents": parents}}
         if len(precisions) == 1:
             record["base"] = {"name": model.resolve().name, "fingerprint": fingerprint, "precision": precisions.pop()}

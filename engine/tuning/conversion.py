@@ -15,18 +15,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.errors import InvalidAdapter
-from engine.registry.checks import FULL
 from engine.registry.config_checks import TAKEN_OUT
 from engine.registry.file_checks import CONFIG, RUN, WEIGHTS, read_json
 from engine.registry.fingerprint import check_base
-from engine.tuning.recipe import Quantization
 
 Tensors = dict[str, torch.Tensor]
 _KEPT = frozenset({CONFIG, WEIGHTS, RUN, "README.md"})
@@ -34,8 +32,6 @@ _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 _MAGNITUDE = re.compile(r"(.*)\.lora_magnitude_vector(?:\.weight)?$")
 _PREFIX = "base_model.model."
 _LFS = b"version https://git-lfs"  # how a file begins that stands for one that was not fetched
-_FOUR_BITS = get_args(Quantization.model_fields["type"].annotation)
-PRECISIONS = (FULL, *(f"{kind}{double}" for kind in _FOUR_BITS for double in ("", "-double")))
 _SAME = 1e-3  # relative difference of two lengths that rounding to 16 bits explains
 
 

@@ -56,7 +56,8 @@ def import_(
     then compares what it can be merged onto.
     """
     from engine.commands.registry_backend import check_folder
-    from engine.tuning.conversion import PRECISIONS, import_adapter
+    from engine.tuning.conversion import import_adapter
+    from engine.tuning.recipe import PRECISIONS
 
     if precision not in (None, *PRECISIONS):
         raise typer.BadParameter(f"{precision!r} is none of {', '.join(PRECISIONS)}", param_hint="--precision")

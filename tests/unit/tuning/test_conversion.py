@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM
 from engine.commands.fetched import fetched
 from engine.errors import InvalidAdapter
 from engine.registry.config_checks import read_config
-from engine.tuning.conversion import PRECISIONS, import_adapter
-from engine.tuning.recipe import parse_recipe
+from engine.tuning.conversion import import_adapter
+from engine.tuning.recipe import PRECISIONS, parse_recipe
 from tests.unit.cli.calls import call
 from tests.unit.tuning import hub
 from tests.unit.tuning.test_merge import TEXT, write_adapter

@@ -280,6 +280,26 @@ def test_a_version_is_merged_into_the_base_beside_which_it_was_published(tmp_pat
     assert call("merge", adapter, "--out", tmp_path / "told", "--model", base, "--json").json["warnings"] == []
 
 
+@pytest.mark.parametrize(
+    ("run", "code", "said"),
+    [
+        ('{"base": "meta-llama/Llama-3.2-1B"}', 0, "nothing records which base"),
+        ('{"base": {"fingerprint": ["?"]}, "recipe": "lora"}', 0, "nothing records which base"),
+        ("[1]", 0, "nothing records which base"),
+        ('{"base": {"precision": "bf16"}}', 1, "'bf16' is none of full"),
+    ],
+)
+def test_the_record_of_another_tool_is_no_accident(tmp_path: Path, base: Path, run: str, code: int, said: str) -> None:
+    """It says nothing where it has another shape; a precision that is not known cannot be chosen for."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    (adapter / "run.json").write_text(run)
+    for words in ((), (write_adapter(tmp_path / "plain", base), "--method", "cat")):
+        out = tmp_path / f"out{len(words)}"
+        shown = call("merge", adapter, *words, "--model", base, "--no-check", "--out", out)
+        assert (shown.code, said in shown.out + shown.err) == (code, True)
+        assert out.exists() == (code == 0)
+
+
 def test_a_suite_is_asked_as_the_command_says(tmp_path: Path, base: Path, tokenizer: Any) -> None:
     """Up to a stop text, as `loraplex eval` asks it."""
     adapter = write_adapter(tmp_path / "adapter", base)
@@ -321,3 +341,15 @@ def test_versions_are_compared_layer_by_layer(tmp_path: Path, base: Path) -> Non
     assert (same["layer"], same["difference"], round(same["cosine"], 4)) == ("layer 0", pytest.approx(0, abs=1e-2), 1.0)
     assert round(opposite["cosine"], 4) == -1.0
     assert opposite["difference"] == pytest.approx(2 * opposite["a"], rel=1e-3)
+
+
+def test_versions_of_different_bases_are_not_compared_layer_by_layer(tmp_path: Path, base: Path) -> None:
+    """They change other weights, which may be of another size; the rest is compared, and it is said."""
+    registry = ("--registry", tmp_path / "registry")
+    for model in (base, write_base(tmp_path / "wide", hidden_size=32)):
+        folder = write_adapter(tmp_path / f"of-{model.name}", model)
+        assert call("adapters", "publish", folder, "tiny", *registry, "--model", model).code == 0
+    shown = call("adapters", "diff", "tiny@v1", "tiny@v2", *registry)
+    assert (shown.code, "not compared layer by layer: they are of different bases" in shown.out) == (0, True)
+    data = call("adapters", "diff", "tiny@v1", "tiny@v2", *registry, "--json").json
+    assert ("layers" in data, "base" in data["different"]) == (False, True)
