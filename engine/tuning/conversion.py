@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,17 @@ def import_adapter(
     return Imported(tuple(done), tuple(sorted(path.name for path in source.iterdir() if path.name not in _KEPT)))
 
 
-def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
-    fix = f"Name a folder with {CONFIG} and {WEIGHTS}."
-    if not (source / CONFIG).is_file():
-        raise InvalidAdapter("files", CONFIG, "the file is missing", fix=fix)
-    if not (source / WEIGHTS).is_file():
-        pickle = (source / "adapter_model.bin").is_file()
+def check_names(names: Collection[str]) -> None:
+    """Raise InvalidAdapter when an adapter's own files are not among the names in its folder, here or elsewhere."""
+    if missing := [name for name in (CONFIG, WEIGHTS) if name not in names]:
+        pickle = missing == [WEIGHTS] and "adapter_model.bin" in names
         problem = "there is only a pickle file, which can run code" if pickle else "the file is missing"
-        raise InvalidAdapter(
-            "files", WEIGHTS, problem, fix="Save the adapter with safe_serialization." if pickle else fix
-        )
+        fix = "Save the adapter with safe_serialization." if pickle else f"Name a folder with {CONFIG} and {WEIGHTS}."
+        raise InvalidAdapter("files", missing[0], problem, fix=fix)
+
+
+def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
+    check_names([path.name for path in source.iterdir()] if source.is_dir() else [])
     config = read_json(source, CONFIG)
     try:
         return config, load_file(source / WEIGHTS)
