@@ -58,7 +58,8 @@ async def _scores(backend: Backend, version: pb.AdapterVersion) -> dict[str, Any
 def layer_norms(first: Path, second: Path) -> list[dict[str, Any]]:
     """What two adapters change, layer by layer: the norms of both changes and of their difference, and their cosine.
 
-    Norms are Frobenius norms over all of a layer's modules; a layer that one leaves alone counts as no change there.
+    Both are of one base. Norms are Frobenius norms over all of a layer's modules; a layer that one leaves alone counts as no
+    change there.
     """
     import math
 
@@ -109,6 +110,8 @@ def comparison(data: dict[str, Any]) -> Iterator[RenderableType]:
         for row in data["layers"]:
             norms.add_row(row["layer"], *(f"{row[key]:.3f}" for key in ("a", "b", "difference", "cosine")))
         yield norms
+    if data.get("layers_left_out"):
+        yield Text(f"changes are not compared layer by layer: {data['layers_left_out']}", "dim")
     if data["same"]:
         yield Text(f"the same: {', '.join(data['same'])}", "dim")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from typing import Any
 from engine.commands import output
 from engine.commands.backends import check_there
 from engine.config import load_settings
-from engine.errors import LoraplexError
-from engine.registry.checks import precision_of
+from engine.errors import InvalidAdapter, LoraplexError
+from engine.registry.checks import FULL, precision_of, read_run
 from engine.registry.file_checks import CONFIG, RUN
 from engine.registry.names import AdapterRef
 from engine.registry.registry import Registry
@@ -24,18 +23,33 @@ from engine.registry.store import Store
 
 @dataclass(frozen=True)
 class Fetched:
-    """A version's files, with what its manifest and its training run say."""
+    """A version's files, with what its manifest and its training run say.
+
+    `fingerprint` is that of its base, empty where nothing says it. It is `assumed` where nobody recorded on which base it was
+    trained: then it is that of the base beside which it was published.
+    """
 
     ref: str
     folder: Path
     digest: str
     fingerprint: str
+    assumed: bool
     run: dict[str, Any]
 
     @property
     def precision(self) -> str:
-        """How its base was held when it was trained: "full" unless its run says otherwise."""
-        return precision_of(self.run)
+        """How its base was held when it was trained: "full" unless its run says otherwise.
+
+        Raises InvalidAdapter if that is nothing known.
+        """
+        from engine.tuning.recipe import PRECISIONS
+
+        found = precision_of(self.run)
+        if found not in PRECISIONS:
+            problem = f"{found[:20]!r} is none of {', '.join(PRECISIONS)}"
+            fix = f"Say how its base was held: loraplex adapters import FOLDER --out NEW --precision {FULL}."
+            raise InvalidAdapter("run record", f"{RUN}: base.precision", problem, fix=fix)
+        return found
 
 
 def registry_url(given: str | None) -> str:
@@ -58,20 +72,18 @@ def fetched(refs: Sequence[str], registry: str | None) -> Iterator[list[Fetched]
 async def _fetch(ref: str, registry: str | None, target: Path) -> Fetched:
     if "/" in ref:
         run = _run_of(Path(ref))
-        return Fetched(ref, Path(ref), "", str((run.get("base") or {}).get("fingerprint", "")), run)
+        fingerprint = run.get("base", {}).get("fingerprint", "")
+        return Fetched(ref, Path(ref), "", fingerprint, not fingerprint, run)
     url = registry_url(registry)
     check_there(url, create=False)
     found = Registry(Store.open(url))
     manifest = await found.resolve(AdapterRef.parse(ref))
     await found.fetch(manifest, target)
-    fingerprint = "" if manifest.base.assumed else manifest.base.fingerprint
-    return Fetched(manifest.ref, target, manifest.digest, fingerprint, _run_of(target))
+    base = manifest.base
+    return Fetched(manifest.ref, target, manifest.digest, base.fingerprint, base.assumed, _run_of(target))
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise LoraplexError(f"{folder} is no adapter's folder", fix="Name a version (support@v2), or a PEFT folder.")
-    try:
-        return dict(json.loads((folder / RUN).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return read_run(folder)

@@ -82,7 +82,8 @@ def merge(
     with fetched(refs, registry) as versions:
         if len(versions) > 1:
             data = _combine(versions, model, out, method, weights, density)
-            output.emit(data, as_json, lambda: [Text(f"{data['ref']} in {out}: loraplex adapters publish {out} NAME")])
+            told = Text(f"{data['ref']} in {out}: loraplex adapters publish {out} NAME")
+            output.emit(data, as_json, lambda: [*output.warnings(data["warnings"]), told])
             return
         data = _merge(versions[0], model, out, onto, dtype, scoring, check=check, demonstrate=demonstrate)
     output.emit(data, as_json, lambda: _render(data))
@@ -110,16 +111,17 @@ def _combine(
     if out is None:
         raise typer.BadParameter("name the folder to write to", param_hint="--out")
     fingerprint, *_ = [_check_base(version, model) for version in versions]
+    precisions = {version.precision for version in versions}
     with output.spinner(f"merging {len(versions)} adapters"):
         config = combine(model, [version.folder for version in versions], shares, method, density, out)
         parents = [{"ref": version.ref, "digest": version.digest, "weight": share}
                    for version, share in zip(versions, shares, strict=True)]  # fmt: skip
-        precisions = {version.precision for version in versions}
         record: dict[str, Any] = {"combined": {"method": method, "density": density, "parents": parents}}
         if len(precisions) == 1:
             record["base"] = {"name": model.resolve().name, "fingerprint": fingerprint, "precision": precisions.pop()}
         (out / RUN).write_text(json.dumps(record, indent=2) + "\n")
-    return {"ref": " + ".join(v.ref for v in versions), "method": method, "weights": shares, "rank": config["r"]}
+    return {"ref": " + ".join(v.ref for v in versions), "method": method, "weights": shares, "rank": config["r"],
+            "warnings": _warnings(versions, model)}  # fmt: skip
 
 
 def _check_base(version: Fetched, model: Path) -> str:
@@ -132,6 +134,14 @@ def _check_base(version: Fetched, model: Path) -> str:
     if version.fingerprint and version.fingerprint != base.fingerprint:
         raise WrongBase(version.ref, version.fingerprint, base.fingerprint)
     return base.fingerprint
+
+
+def _warnings(versions: Sequence[Fetched], model: Path) -> list[str]:
+    name = model.resolve().name
+    return [
+        f"nothing records which base {version.ref} was trained on: {name} was assumed"
+        for version in versions if version.assumed
+    ]  # fmt: skip
 
 
 def _merge(
@@ -150,7 +160,8 @@ def _merge(
     fingerprint = _check_base(version, model)
     with output.stages(f"merging {version.ref}") as report:
         work = Merging(version.folder, version.precision, model, scoring, report)
-        data: dict[str, Any] = {"ref": version.ref, "precision": version.precision, "out": str(out or "")}
+        data: dict[str, Any] = {"ref": version.ref, "precision": version.precision, "out": str(out or ""),
+                                "warnings": _warnings([version], model)}  # fmt: skip
         if out is not None:
             data["onto"], data["choices"] = work.choose(onto, check=check)
             try:
@@ -165,6 +176,7 @@ def _merge(
 
 
 def _render(data: dict[str, Any]) -> Iterator[RenderableType]:
+    yield from output.warnings(data["warnings"])
     if data["out"]:
         yield Text(f"merged {data['ref']}", "bold").append(
             f" onto {data['onto']}, {data['dtype']}, in {data['out']}", "not bold"

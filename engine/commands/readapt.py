@@ -57,7 +57,8 @@ def _fits(new: Path, refs: list[str], registry: str | None) -> Iterator[Any]:
     base = read_base(new)
     for ref in refs:
         with fetched([ref], registry) as (version,):
-            yield fit_of(version.ref, version.folder, version.fingerprint, version.run, base)
+            known = "" if version.assumed else version.fingerprint
+            yield fit_of(version.ref, version.folder, known, version.run, base)
 
 
 def _refs(registry: str | None, *, every: bool) -> list[str]:
@@ -152,9 +153,10 @@ class _Planned:
 def _plan(version: Fetched, new_base: Path, places: list[Path], registry: str | None, *, suites: bool) -> _Planned:
     from engine.tuning import rebase, training
 
+    rebase.check_record(version.run, version.ref)
     records = asyncio.run(_records(version.ref, registry)) if suites else []
     own = rebase.own_data(version.run)
-    digests = [version.run.get("data", {}).get(side, "") for side in ("train", "held_out")]
+    digests = [version.run["data"].get(side) or "" for side in ("train", "held_out")]
     missing = [digest for digest in digests if digest not in own]
     found = rebase.find_data(places, [*missing, *(record["suite_digest"] for record in records)])
     recipe = rebase.recipe_for(version.run, new_base, {**found, **own}, version.ref)

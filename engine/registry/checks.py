@@ -18,6 +18,7 @@ from engine.registry.tensor_checks import check_tensors
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _USUAL_SCALES = (0.5, 4.0)
+_SECTIONS = frozenset({"base", "recipe", "data", "evaluation"})
 FULL = "full"  # how a training that does not quantise says it held the base
 
 
@@ -90,6 +91,21 @@ def _check_base(base: Base, declared: str | None, run: dict[str, Any]) -> BaseRe
     if trained_on and trained_on != base.fingerprint:
         raise WrongBase("the adapter", str(trained_on)[:80], base.fingerprint)
     return BaseRef(name=base.name, fingerprint=base.fingerprint, assumed=not trained_on)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json records of a training, as far as it has the shape that training gives it.
+
+    Other tools write a file of this name, too: what of it has another shape says nothing here, nor does a file that is damaged.
+    """
+    try:
+        run = read_json(folder, RUN)
+    except (OSError, InvalidAdapter):
+        return {}
+    run = {key: value for key, value in run.items() if key not in _SECTIONS or isinstance(value, dict)}
+    if not _FINGERPRINT.fullmatch(str(run.get("base", {}).get("fingerprint"))):
+        run.get("base", {}).pop("fingerprint", None)
+    return run
 
 
 def precision_of(run: dict[str, Any]) -> str:

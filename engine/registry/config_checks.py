@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ _UNSUPPORTED = {
 }
 # Every other way to begin changes the base weights, or PEFT's reading of the tensors.
 _PLAIN_BEGINNINGS = frozenset({"gaussian", "orthogonal"})
+# What PEFT takes out of the base's weights exactly as it is in the adapter, so that plain LoRA can be made of it.
+TAKEN_OUT = re.compile(r"pissa(_niter_\d+)?|olora|corda|lora_ga")
 _RETRAIN = "Train a plain LoRA adapter without it."
 
 
@@ -100,7 +103,9 @@ def _check_features(raw: dict[str, Any]) -> None:
         _refuse(
             "init_lora_weights",
             f"{_short(beginning)} is not supported: it may change the base's weights when the adapter is loaded",
-            "Save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion), then set this to true.",
+            "Save it as plain LoRA (PEFT: path_initial_model_for_weight_conversion), then set this to true."
+            if TAKEN_OUT.fullmatch(str(beginning))
+            else _RETRAIN,
         )
 
 

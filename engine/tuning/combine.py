@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,8 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from engine.errors import MergeRefused
+from engine.registry.config_checks import LoraConfig
 from engine.registry.file_checks import CONFIG, WEIGHTS
 from engine.tuning.base_model import load_base
+from engine.tuning.deltas import Deltas
 
 Method = Literal["linear", "ties", "dare_linear", "dare_ties", "cat", "svd"]
 _SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties")
@@ -32,16 +35,16 @@ def combine(
     """Write the combination of adapters of one base to the new folder `out`; returns its configuration.
 
     TIES (Yadav et al., 2023) and DARE (Yu et al., 2024) keep the share `density` of each adapter's values.
-    Raises MergeRefused when ranks differ and the method needs equal ones, or the method is unknown.
+    Raises InvalidAdapter when one of them is more than plain LoRA, as for a merge into the base; MergeRefused when ranks differ
+    and the method needs equal ones, when PEFT would leave layers out, when the method is unknown or a weight is no number.
     """
     if method not in get_args(Method):
         raise MergeRefused(f"unknown method {method!r}", fix=f"Use one of {', '.join(get_args(Method))}.")
     if len(weights) != len(adapters):
         raise MergeRefused(f"{len(weights)} weights for {len(adapters)} adapters", fix="Give one weight for each.")
-    ranks = [json.loads((folder / CONFIG).read_text())["r"] for folder in adapters]
-    if method in _SAME_RANK and len(set(ranks)) > 1:
-        problem = f"{method} needs adapters of one rank, and these have {', '.join(map(str, ranks))}"
-        raise MergeRefused(problem, fix="Use --method svd, or cat.")
+    if not all(map(math.isfinite, weights)):
+        raise MergeRefused("a weight is no finite number", fix="Give finite --weights.")
+    _check_parts([Deltas.read(folder).config for folder in adapters], method)
     torch.manual_seed(seed)  # DARE drops values by chance
     names = [f"part{number}" for number in range(len(adapters))]
     model = PeftModel.from_pretrained(load_base(base, torch.float32), str(adapters[0]), adapter_name=names[0])
@@ -52,6 +55,17 @@ def combine(
     _save(model, base, out)
     config: dict[str, Any] = json.loads((out / CONFIG).read_text())
     return config
+
+
+def _check_parts(configs: Sequence[LoraConfig], method: str) -> None:
+    ranks = sorted({rank for config in configs for rank in (config.rank, *config.rank_pattern.values())})
+    if method in _SAME_RANK and len(ranks) > 1:  # the result has one rank for all layers
+        problem = f"{method} needs adapters of one rank in all layers, and these have {', '.join(map(str, ranks))}"
+        raise MergeRefused(problem, fix="Use --method svd, or cat.")
+    # PEFT makes the result for the layers that the first one's configuration chooses.
+    if len({(config.layers, config.excluded, isinstance(config.targets, str)) for config in configs}) > 1:
+        problem = "target_modules, layers_to_transform or exclude_modules choose layers in different ways"
+        raise MergeRefused(problem, fix="Combine adapters that were trained on the same layers.")
 
 
 def _save(model: Any, base: Path, out: Path) -> None:

@@ -1,8 +1,9 @@
 """Adapters trained elsewhere as plain LoRA: renamed, freed of what lies beside them, and converted where that is exact.
 
 PiSSA, OLoRA and the like begin with a part of the base's weight W in the adapter, B0 A0, and take it out of W. What they change
-is s (B A - B0 A0): a plain LoRA of twice the rank. DoRA scales each row of W + s B A to a learnt length, which changes W in
-full rank; only where the lengths are still what they were is it a plain LoRA.
+is s (B A - B0 A0): a plain LoRA of twice the rank. LoftQ puts quantised weights in W's place, so what it trains belongs to
+those. DoRA scales each row of W + s B A to a learnt length, which changes W in full rank; only where the lengths are still
+what they were is it a plain LoRA.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.errors import InvalidAdapter
-from engine.registry.checks import FULL
+from engine.registry.config_checks import TAKEN_OUT
 from engine.registry.file_checks import CONFIG, RUN, WEIGHTS, read_json
 from engine.registry.fingerprint import check_base
-from engine.tuning.recipe import Quantization
 
 Tensors = dict[str, torch.Tensor]
 _KEPT = frozenset({CONFIG, WEIGHTS, RUN, "README.md"})
@@ -32,8 +32,6 @@ _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mod
 _MAGNITUDE = re.compile(r"(.*)\.lora_magnitude_vector(?:\.weight)?$")
 _PREFIX = "base_model.model."
 _LFS = b"version https://git-lfs"  # how a file begins that stands for one that was not fetched
-_FOUR_BITS = get_args(Quantization.model_fields["type"].annotation)
-PRECISIONS = (FULL, *(f"{kind}{double}" for kind in _FOUR_BITS for double in ("", "-double")))
 _SAME = 1e-3  # relative difference of two lengths that rounding to 16 bits explains
 
 
@@ -67,10 +65,14 @@ def import_adapter(
         config["use_dora"] = False
         done.append("DoRA with unchanged lengths, as plain LoRA")
     beginning = str(config.get("init_lora_weights", True)).lower()
-    if beginning == "eva":  # B begins with zeros, so the base stays as it is
+    if beginning in ("eva", "mica"):  # B or A begins with zeros, so the base stays as it is
         config["init_lora_weights"] = True
-        done.append("eva, as the plain LoRA that it is")
+        done.append(f"{beginning}, as the plain LoRA that it is")
     elif beginning not in ("true", "false", "none", "gaussian", "orthogonal"):
+        if not TAKEN_OUT.fullmatch(beginning):
+            problem = f"{beginning[:60]!r} is none of the kinds that are known to be a plain LoRA on the base as it is"
+            fix = "Train it again as plain LoRA."
+            raise InvalidAdapter("config", f"{CONFIG}: init_lora_weights", problem, fix=fix)
         tensors = _difference(tensors, config, _beginning(beginning, tensors, config, base, initial))
         done.append(f"{beginning}, as plain LoRA of twice the rank")
     _write(target, source, config, tensors)
@@ -79,16 +81,17 @@ def import_adapter(
     return Imported(tuple(done), tuple(sorted(path.name for path in source.iterdir() if path.name not in _KEPT)))
 
 
-def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
-    fix = f"Name a folder with {CONFIG} and {WEIGHTS}."
-    if not (source / CONFIG).is_file():
-        raise InvalidAdapter("files", CONFIG, "the file is missing", fix=fix)
-    if not (source / WEIGHTS).is_file():
-        pickle = (source / "adapter_model.bin").is_file()
+def check_names(names: Collection[str]) -> None:
+    """Raise InvalidAdapter when an adapter's own files are not among the names in its folder, here or elsewhere."""
+    if missing := [name for name in (CONFIG, WEIGHTS) if name not in names]:
+        pickle = missing == [WEIGHTS] and "adapter_model.bin" in names
         problem = "there is only a pickle file, which can run code" if pickle else "the file is missing"
-        raise InvalidAdapter(
-            "files", WEIGHTS, problem, fix="Save the adapter with safe_serialization." if pickle else fix
-        )
+        fix = "Save the adapter with safe_serialization." if pickle else f"Name a folder with {CONFIG} and {WEIGHTS}."
+        raise InvalidAdapter("files", missing[0], problem, fix=fix)
+
+
+def _read(source: Path) -> tuple[dict[str, Any], Tensors]:
+    check_names([path.name for path in source.iterdir()] if source.is_dir() else [])
     config = read_json(source, CONFIG)
     try:
         return config, load_file(source / WEIGHTS)

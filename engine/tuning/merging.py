@@ -174,4 +174,5 @@ class Merging:
             "base": self.base.resolve().name, "base fingerprint": fingerprint, "adapter": ref,
             "adapter digest": digest or "-", "trained on": self.precision, "merged onto": facts["onto"],
             "precision": facts["dtype"], "compared with base and adapter": checked, **scores,
+            **({"warning": "; ".join(facts["warnings"])} if facts.get("warnings") else {}),
         })  # fmt: skip

@@ -17,6 +17,8 @@ from engine.tuning.recipe import Recipe, anchored, parse_recipe
 from engine.tuning.suite import MAX_TOKENS, Suite, read_suite
 
 _ANY = Limits(max_rank=512, max_bytes=1 << 40)
+_SIDES = ("train", "held_out")
+_BY_HAND = "Train it again by hand."
 _LARGEST = 1 << 30  # bytes of a file of rows that is not called so
 
 
@@ -37,8 +39,11 @@ def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: 
             why = f"trained on these very weights and tokenizer, but in {precision[:20]}, another model: evaluate it here first"
             return Fit(ref, True, why, False)
         return Fit(ref, True, "trained on these very weights, tokenizer and precision", False)
-    can = bool(run.get("recipe") and run.get("data"))
-    again = "loraplex readapt can train it again" if can else "no stored recipe: train it again by hand"
+    can, again = True, "loraplex readapt can train it again"
+    try:
+        check_record(run, ref)
+    except InvalidRecipe as error:
+        can, again = False, f"{error.message}: train it again by hand"
     try:
         check_adapter(folder, base, _ANY, base.fingerprint)
     except InvalidAdapter as error:
@@ -46,6 +51,28 @@ def fit_of(ref: str, folder: Path, fingerprint: str, run: dict[str, Any], base: 
     if not fingerprint:
         return Fit(ref, False, f"its layers fit, but nothing records which weights it was trained on; {again}", can)
     return Fit(ref, False, f"its layers fit, but it was trained on other weights, tokenizer or precision; {again}", can)
+
+
+def check_record(run: dict[str, Any], ref: str) -> None:
+    """Raise InvalidRecipe where a version's record lacks what training it again takes, as those of other tools do."""
+    _own_recipe(run, ref)
+    if not isinstance((run.get("evaluation") or {}).get("adapter"), int | float):
+        raise InvalidRecipe("", f"{ref} has no score on held-out rows to compare with", fix=_BY_HAND)
+
+
+def _own_recipe(run: dict[str, Any], ref: str) -> Recipe:
+    """A version's recipe as it was written, once it and the digests of its data are there."""
+    content, digests = run.get("recipe"), run.get("data")
+    if not content or not digests:
+        raise InvalidRecipe("", f"{ref} has no stored recipe", fix=_BY_HAND)
+    try:
+        recipe = parse_recipe({**content, "base": ""})  # it gets another one
+    except InvalidRecipe as error:
+        raise InvalidRecipe("", f"the recipe of {ref} cannot be followed ({error.message})", fix=_BY_HAND) from error
+    sides = [side for side in _SIDES if isinstance(getattr(recipe.data, side), str)]
+    if not all(isinstance(digests.get(side), str if side in sides else str | None) for side in _SIDES):
+        raise InvalidRecipe("", f"{ref} does not record the digests of its data", fix=_BY_HAND)
+    return recipe
 
 
 def own_data(run: dict[str, Any]) -> dict[str, str]:
@@ -103,12 +130,11 @@ def recipe_for(run: dict[str, Any], base: Path, data: Mapping[str, str | Path], 
 
     Raises InvalidRecipe when the version has no recipe, or its data has changed or is not there.
     """
-    if not run.get("recipe") or not run.get("data"):
-        raise InvalidRecipe("", f"{ref} has no stored recipe", fix="Train it again by hand.")
+    own = _own_recipe(run, ref)
     content, digests = dict(run["recipe"]), run["data"]
     places = {}
-    for side in ("train", "held_out"):
-        if side == "held_out" and not isinstance(content["data"].get("held_out"), str):
+    for side in _SIDES:
+        if not isinstance(getattr(own.data, side), str):
             continue
         if digests[side] not in data:
             problem = (

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from rapidfuzz import process
 
 from engine.config import load_settings, max_rank_for, read_yaml, without_nul
 from engine.errors import BadConfiguration, InvalidRecipe
+from engine.registry.checks import FULL
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -65,6 +66,11 @@ class Quantization(_Section):
 
     type: Literal["nf4", "fp4"] = "nf4"
     double: bool = True
+
+
+_FOUR_BITS = get_args(Quantization.model_fields["type"].annotation)
+PRECISIONS = (FULL, *(f"{kind}{double}" for kind in _FOUR_BITS for double in ("", "-double")))
+"""How training can hold a base's weights: what `Recipe.precision_name` may be."""
 
 
 class Training(_Section):
@@ -124,7 +130,7 @@ class Recipe(_Section):
     def precision_name(self) -> str:
         """How the base's weights are held while training: "full", or "nf4-double"; part of what the adapter was trained on."""
         if self.method == "lora":
-            return "full"
+            return FULL
         return self.quantization.type + ("-double" if self.quantization.double else "")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -18,6 +19,9 @@ from engine.commands import output
 from engine.commands.adapters.group import app
 from engine.commands.params import Json, Model, Ref, RegistryUrl
 from engine.errors import InvalidAdapter, LoraplexError, NotAllowedNow
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _HUB = "hf://"
 _WANTED = ("*.json", "*.safetensors", "*.md", "*.txt")
@@ -56,7 +60,8 @@ def import_(
     then compares what it can be merged onto.
     """
     from engine.commands.registry_backend import check_folder
-    from engine.tuning.conversion import PRECISIONS, import_adapter
+    from engine.tuning.conversion import import_adapter
+    from engine.tuning.recipe import PRECISIONS
 
     if precision not in (None, *PRECISIONS):
         raise typer.BadParameter(f"{precision!r} is none of {', '.join(PRECISIONS)}", param_hint="--precision")
@@ -100,7 +105,8 @@ def export(
 
     `PeftModel.from_pretrained` loads what comes out. Every byte is checked
     against the version's digest first. Nothing that exists is overwritten in a
-    folder or bucket; on the Hub it is a new commit, tagged with the version.
+    folder or bucket; on the Hub it is a new commit of these files alone, tagged
+    with the version. A public repository, or a tag of other files, is refused.
     """
     from engine.commands.fetched import fetched
 
@@ -112,20 +118,51 @@ def export(
 
 def _send(folder: Path, target: str, ref: str, *, private: bool) -> None:
     if target.startswith(_HUB):
-        from huggingface_hub import HfApi
-
-        hub, name = HfApi(), target.removeprefix(_HUB)
-        fix = "Name OWNER/NAME that you may write to, and log in: hf auth login."
-        with _translated(lambda why: NotAllowedNow(f"the Hub does not take {target}: {why}", fix=fix)):
-            hub.create_repo(name, private=private, exist_ok=True)
-            hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}")
-            hub.create_tag(name, tag=ref.partition("@")[2], exist_ok=True)
+        _to_hub(folder, target, ref, private=private)
     elif "://" in target:
         asyncio.run(_upload(folder, target))
     else:
         if Path(target).exists():
             raise typer.BadParameter(f"{target} exists already", param_hint="TARGET")
         shutil.copytree(folder, target)
+
+
+def _to_hub(folder: Path, target: str, ref: str, *, private: bool) -> None:
+    from huggingface_hub import HfApi
+
+    hub, name, tag = HfApi(), target.removeprefix(_HUB), ref.partition("@")[2]
+    fix = "Name OWNER/NAME that you may write to, and log in: hf auth login."
+    with _translated(lambda why: NotAllowedNow(f"the Hub does not take {target}: {why}", fix=fix)):
+        hub.create_repo(name, private=private, exist_ok=True)  # one that exists stays as visible as it is
+        if private and not hub.repo_info(name).private:
+            fix = "Name another repository, make this one private, or let everybody see it: --no-private."
+            raise NotAllowedNow(f"{target} is public", fix=fix)
+        tags = {found.name for found in hub.list_repo_refs(name).tags}
+        if tag in tags and not _holds(hub, name, tag, folder):
+            fix = f"Name another repository, or delete the tag {tag} there."
+            raise NotAllowedNow(f"{target} has a tag {tag}, and its files are others", fix=fix)
+        hub.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}", delete_patterns="*"
+        )  # but for .gitattributes, which the client keeps
+        hub.create_tag(name, tag=tag, exist_ok=True)
+
+
+def _holds(hub: HfApi, name: str, tag: str, folder: Path) -> bool:
+    """Whether a tag's files are the folder's. The Hub knows large ones by their SHA-256, and the others by git's own digest."""
+    from huggingface_hub.hf_api import RepoFile
+
+    there = {
+        file.path: file.lfs.sha256 if file.lfs else file.blob_id
+        for file in hub.list_repo_tree(name, revision=tag, recursive=True)
+        if isinstance(file, RepoFile) and file.path != ".gitattributes"
+    }
+    here = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return there.keys() == here.keys() and all(there[path] in _digests(data) for path, data in here.items())
+
+
+def _digests(data: bytes) -> tuple[str, str]:
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return hashlib.sha256(data).hexdigest(), git.hexdigest()
 
 
 async def _upload(folder: Path, target: str) -> None:
@@ -142,16 +179,19 @@ async def _upload(folder: Path, target: str) -> None:
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
     """The source as a folder here."""
+    from engine.tuning.conversion import check_names
+
     if "://" not in source:
         yield Path(source)
         return
     with tempfile.TemporaryDirectory(prefix="loraplex-import-") as scratch:
         if source.startswith(_HUB):
-            from huggingface_hub import snapshot_download
+            from huggingface_hub import HfApi, snapshot_download
 
             name, _, revision = source.removeprefix(_HUB).partition("@")
             fix = "Name OWNER/NAME[@REVISION] that you may read; for private ones log in: hf auth login."
             with _translated(lambda why: InvalidAdapter("files", source, f"it cannot be fetched: {why}", fix=fix)):
+                check_names(HfApi().list_repo_files(name, revision=revision or None))
                 snapshot_download(name, revision=revision or None, local_dir=scratch, allow_patterns=list(_WANTED))
         else:
             asyncio.run(_download(source, Path(scratch)))
@@ -163,15 +203,20 @@ def _translated(refused: Callable[[str], LoraplexError]) -> Iterator[None]:
     """Raise what the Hub's client raises as an error of ours."""
     try:
         yield
+    except LoraplexError:
+        raise
     except Exception as error:  # its own errors, and those of whatever HTTP library it uses
         raise refused(" ".join(str(error).split())[:300] or type(error).__name__) from error
 
 
 async def _download(source: str, target: Path) -> None:
     from engine.registry.store import Store
+    from engine.tuning.conversion import check_names
 
     store = Store.open(source)
-    for path in await store.list(""):
+    paths = await store.list("")
+    check_names(paths)
+    for path in paths:
         if "/" not in path and any(Path(path).match(pattern) for pattern in _WANTED):
             data = await store.get(path)
             await asyncio.to_thread((target / path).write_bytes, data)

@@ -137,5 +137,8 @@ def diff(
         from engine.commands.fetched import fetched
 
         with fetched([first, second], registry) as (a, b):
-            data["layers"] = layer_norms(a.folder, b.folder)
+            if a.fingerprint == b.fingerprint:
+                data["layers"] = layer_norms(a.folder, b.folder)
+            else:
+                data["layers_left_out"] = "they are of different bases, so what they change is not the same weights"
     output.emit(data, as_json, lambda: comparison(data))

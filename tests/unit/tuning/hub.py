@@ -61,9 +61,12 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "models", owner, name, "commit", revision]:
                 self._commit(f"{owner}/{name}", revision, [json.loads(line) for line in body.splitlines()])
             case ["api", "models", owner, name, "tag", revision]:
-                revisions = self.server.repositories[f"{owner}/{name}"]
-                revisions[json.loads(body)["tag"]] = dict(revisions[revision])
-                self._answer({})
+                revisions, tag = self.server.repositories[f"{owner}/{name}"], json.loads(body)["tag"]
+                known = tag in revisions
+                revisions.setdefault(tag, dict(revisions[revision]))
+                self._answer({"error": "Tag reference exists already"} if known else {}, status=409 if known else 200)
+            case ["api", "validate-yaml"]:
+                self._answer({"warnings": [], "errors": []})
             case _:
                 self._answer({"error": "Not found"}, status=404)
 
@@ -73,15 +76,18 @@ class _Handler(BaseHTTPRequestHandler):
         if owner != "me":
             self._answer({"error": f"you may not write to {owner}"}, status=403)
         else:
-            self.server.private[name] = asked["visibility"] == "private" if "visibility" in asked else asked["private"]
             known = name in self.server.repositories
-            self.server.repositories.setdefault(name, {"main": {}})
+            private = asked["visibility"] == "private" if "visibility" in asked else asked["private"]
+            self.server.private.setdefault(name, private)
+            self.server.repositories.setdefault(name, {"main": {".gitattributes": b"*.safetensors filter=lfs\n"}})
             self._answer({"url": f"{self.server.url}/{name}"}, status=409 if known else 200)
 
     def _commit(self, name: str, revision: str, lines: list[dict[str, Any]]) -> None:
         for line in lines:
             if line["key"] == "header":
                 self.server.messages.append(line["value"]["summary"])
+            elif line["key"] == "deletedFile":
+                del self.server.repositories[name][revision][line["value"]["path"]]
             else:
                 content = base64.b64decode(line["value"]["content"])
                 self.server.repositories[name][revision][line["value"]["path"]] = content
@@ -90,14 +96,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         match [unquote(part) for part in urlsplit(self.path).path.split("/")[1:]]:
+            case ["api", "models", owner, name] if files := self._files(owner, name, "main"):
+                private = self.server.private[f"{owner}/{name}"]
+                self._answer({"id": f"{owner}/{name}", "sha": _digest(files), "private": private})
+            case ["api", "models", owner, name, "refs"] if self._files(owner, name, "main"):
+                self._answer(self._refs(f"{owner}/{name}"))
             case ["api", "models", owner, name, "revision", revision] if files := self._files(owner, name, revision):
                 siblings = [{"rfilename": path} for path in files]
                 self._answer({"id": f"{owner}/{name}", "sha": _digest(files), "siblings": siblings})
             case ["api", "models", owner, name, "tree", revision] if files := self._files(owner, name, revision):
-                self._answer(
-                    [{"type": "file", "path": path, "size": len(data), "oid": _digest({path: data})}
-                     for path, data in files.items()]
-                )  # fmt: skip
+                self._answer([_entry(path, data) for path, data in files.items()])
             case [owner, name, "resolve", revision, path] if path in (files := self._files(owner, name, revision)):
                 headers = {"ETag": f'"{_digest({path: files[path]})}"', "X-Repo-Commit": _digest(files)}
                 self._answer(files[path], headers=headers)
@@ -105,6 +113,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer({"error": "Not found"}, status=404)
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+
+    def _refs(self, name: str) -> dict[str, Any]:
+        """All but "main" are tags."""
+        refs: dict[str, Any] = {"branches": [], "converts": [], "tags": []}
+        for revision, files in self.server.repositories[name].items():
+            kind = "heads" if revision == "main" else "tags"
+            ref = {"name": revision, "ref": f"refs/{kind}/{revision}", "targetCommit": _digest(files)}
+            refs["branches" if revision == "main" else "tags"].append(ref)
+        return refs
 
     def _files(self, owner: str, name: str, revision: str) -> dict[str, bytes]:
         """Of a branch, a tag or a commit."""
@@ -123,6 +140,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    """A file in a listing: weights are in LFS, where git has but a pointer."""
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _git(data)}
+    if not path.endswith(".safetensors"):
+        return entry
+    sha256 = hashlib.sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n".encode()
+    return entry | {"oid": _git(pointer), "lfs": {"oid": sha256, "size": len(data), "pointerSize": len(pointer)}}
+
+
+def _git(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _digest(files: dict[str, bytes]) -> str:

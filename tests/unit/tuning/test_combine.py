@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.errors import MergeRefused
+from engine.errors import InvalidAdapter, MergeRefused
 from engine.tuning.combine import combine
 from engine.tuning.deltas import Deltas
 from tests.unit.tuning.test_merge import write_adapter
@@ -83,6 +84,49 @@ def test_rank_stabilised_adapters_keep_their_strength(tmp_path: Path, base: Path
 def test_what_cannot_be_combined_is_refused(tmp_path: Path, base: Path) -> None:
     """Different ranks where the method adds them up, an unknown method, weights that do not fit."""
     parts = [write_adapter(tmp_path / f"part{rank}", base, r=rank) for rank in (2, 4)]
-    for weights, method, said in (([1, 1], "ties", "one rank"), ([1, 1], "mean", "unknown"), ([1], "svd", "1 weights")):
+    for weights, method, said in (([1, 1], "ties", "one rank"), ([1, 1], "mean", "unknown"), ([1], "svd", "1 weights"),
+                                  ([math.nan, 1], "svd", "finite"), ([1, math.inf], "cat", "finite")):  # fmt: skip
         with pytest.raises(MergeRefused, match=said):
             combine(base, parts, weights, method, 0.5, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"bias": "lora_only"}, "trained biases"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
+    ],
+)
+def test_a_part_is_checked_as_when_it_is_merged_alone(
+    tmp_path: Path, base: Path, settings: dict[str, Any], said: str
+) -> None:
+    """What is more than plain LoRA was combined as if it were no more."""
+    parts = [write_adapter(tmp_path / "plain", base), write_adapter(tmp_path / "other", base, **settings)]
+    with pytest.raises(InvalidAdapter, match=said):
+        combine(base, parts, [0.5, 0.5], "cat", 0.5, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_ranks_are_compared_in_all_layers(tmp_path: Path, base: Path) -> None:
+    """Not only `r`; concatenation takes any."""
+    pattern = {"rank_pattern": {"q_proj": 2}}
+    parts = [write_adapter(tmp_path / "plain", base), write_adapter(tmp_path / "other", base, seed=1, **pattern)]
+    for ones in (parts, [parts[1], parts[1]]):
+        with pytest.raises(MergeRefused, match=r"one rank in all layers, and these have 2, 4"):
+            combine(base, ones, [0.5, 0.5], "linear", 0.5, tmp_path / "both")
+    combine(base, parts, [0.5, 0.5], "cat", 0.5, tmp_path / "both")
+    both, first, second = (Deltas.read(folder) for folder in (tmp_path / "both", *parts))
+    for module in both.modules:
+        wanted = 0.5 * first.of(module) + 0.5 * second.of(module)
+        assert float((both.of(module) - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("settings", [{"layers_to_transform": [1]}, {"target_modules": r".*\.(q_proj|down_proj)"}])
+def test_no_layer_is_left_out_in_silence(tmp_path: Path, base: Path, settings: dict[str, Any]) -> None:
+    """PEFT makes the result for the layers of the first part, and cannot join a list with an expression."""
+    parts = [write_adapter(tmp_path / "all", base), write_adapter(tmp_path / "other", base, **settings)]
+    for ones in (parts, parts[::-1]):
+        with pytest.raises(MergeRefused, match="choose layers in different ways"):
+            combine(base, ones, [0.5, 0.5], "cat", 0.5, tmp_path / "both")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import LlamaForCausalLM
 
 from engine.commands.fetched import fetched
 from engine.errors import InvalidAdapter
-from engine.tuning.conversion import PRECISIONS, import_adapter
-from engine.tuning.recipe import parse_recipe
+from engine.registry.config_checks import read_config
+from engine.tuning.conversion import import_adapter
+from engine.tuning.recipe import PRECISIONS, parse_recipe
 from tests.unit.cli.calls import call
 from tests.unit.tuning import hub
 from tests.unit.tuning.test_merge import TEXT, write_adapter
@@ -30,6 +32,12 @@ def answers(base: Path, adapter: Path) -> torch.Tensor:
     """Logits of base and adapter, as PEFT computes them."""
     with torch.no_grad():
         return PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(adapter))(TEXT).logits
+
+
+def configure(adapter: Path, **fields: Any) -> None:
+    """Change fields of an adapter's configuration."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | fields))
 
 
 def trained(base: Path, folder: Path, *, train: str, **settings: Any) -> tuple[Path, torch.Tensor, Path]:
@@ -69,13 +77,27 @@ def test_olora_needs_the_adapter_as_it_began(tmp_path: Path, base: Path) -> None
         import_adapter(adapter, tmp_path / "b", base=base)
 
 
-def test_eva_is_plain_lora(tmp_path: Path, base: Path) -> None:
-    """It begins with directions of the data in A and with B all zeros, so the base is as it was."""
+@pytest.mark.parametrize("kind", ["eva", "mica"])
+def test_what_begins_with_zeros_is_plain_lora(tmp_path: Path, base: Path, kind: str) -> None:
+    """EVA has directions of the data in A and zeros in B, MiCA directions of the weight in B and zeros in A."""
     adapter, wanted, _ = trained(base, tmp_path, train="lora_", init_lora_weights="gaussian")
-    config = json.loads((adapter / "adapter_config.json").read_text()) | {"init_lora_weights": "eva"}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    assert import_adapter(adapter, tmp_path / "a").done == ("eva, as the plain LoRA that it is",)
+    configure(adapter, init_lora_weights=kind)
+    assert import_adapter(adapter, tmp_path / "a").done == (f"{kind}, as the plain LoRA that it is",)
     assert torch.allclose(answers(base, tmp_path / "a"), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["loftq", "pissa_or_so", "mystery"])
+def test_what_trains_on_another_base_is_refused_by_name(tmp_path: Path, base: Path, kind: str) -> None:
+    """LoftQ's base is quantised, so taking its beginning out of W makes another model; and who knows of the unknown ones."""
+    adapter, _, initial = trained(base, tmp_path, train="lora_", init_lora_weights="gaussian")
+    configure(adapter, init_lora_weights=kind)
+    for help_ in ({"base": base}, {"initial": initial}):
+        with pytest.raises(InvalidAdapter, match=f"'{kind}' is none of the kinds") as caught:
+            import_adapter(adapter, tmp_path / "a", **help_)
+        assert "--initial" not in caught.value.fix
+    with pytest.raises(InvalidAdapter) as caught:
+        read_config(adapter, 16)
+    assert "weight_conversion" not in caught.value.fix
 
 
 def test_dora_is_converted_only_where_it_is_plain(tmp_path: Path, base: Path) -> None:
@@ -128,6 +150,14 @@ def test_a_version_goes_out_and_comes_back(tmp_path: Path, base: Path) -> None:
     assert torch.equal(answers(base, tmp_path / "out"), answers(base, tmp_path / "back"))
 
 
+def beside(there: hub.Hub, home: Path, *words: object) -> str:
+    """What loraplex says, in a process of its own: the Hub's client reads where the Hub is when it is imported."""
+    command = [str(Path(sys.executable).parent / "loraplex"), *map(str, words)]
+    env = {**os.environ, "HF_ENDPOINT": there.url, "HF_TOKEN": "hf_x", "HF_HOME": str(home / "home")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return f"{done.returncode} {done.stdout}{done.stderr}"
+
+
 def test_a_version_goes_to_the_hub_and_comes_back(tmp_path: Path, base: Path) -> None:
     """By the Hub's own client: a commit and a tag of the version's files, unchanged, and again for the next version."""
     where = ("--registry", tmp_path / "registry")
@@ -135,14 +165,7 @@ def test_a_version_goes_to_the_hub_and_comes_back(tmp_path: Path, base: Path) ->
         adapter = write_adapter(tmp_path / f"adapter{seed}", base, seed=seed)
         assert call("adapters", "publish", adapter, "tiny", *where, "--model", base).code == 0
     with hub.serving() as there:
-
-        def loraplex(*words: object) -> str:
-            """In a process of its own: the client reads where the Hub is when it is imported."""
-            command = [str(Path(sys.executable).parent / "loraplex"), *map(str, words)]
-            env = {**os.environ, "HF_ENDPOINT": there.url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path / "home")}
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-            return f"{done.returncode} {done.stdout}{done.stderr}"
-
+        loraplex = partial(beside, there, tmp_path)
         for version in ("v1", "v2"):
             assert loraplex("adapters", "export", f"tiny@{version}", "hf://me/tiny", *where).startswith("0 ")
         assert there.private == {"me/tiny": True}
@@ -159,6 +182,52 @@ def test_a_version_goes_to_the_hub_and_comes_back(tmp_path: Path, base: Path) ->
         missing = loraplex("adapters", "import", "hf://me/nothing", "--out", tmp_path / "nothing")
         assert missing.startswith("1 ")
         assert "Traceback" not in missing
+
+
+def test_the_hub_holds_what_the_version_holds(tmp_path: Path, base: Path) -> None:
+    """No file of the version before; no tag at another adapter's files; nothing private where everybody can read it."""
+    where = ("--registry", tmp_path / "registry")
+    for name, version, files in (
+        ("tiny", "v1", ("README.md", "model.sig.json")),
+        ("tiny", "v2", ()),
+        ("other", "v1", ()),
+    ):
+        adapter = write_adapter(tmp_path / f"{name}-{version}", base, seed=len(name + version + str(files)))
+        for file in files:
+            (adapter / file).write_text("{}")
+        assert call("adapters", "publish", adapter, name, *where, "--version", version, "--model", base).code == 0
+    with hub.serving() as there:
+        loraplex = partial(beside, there, tmp_path)
+        for version in ("v1", "v2"):
+            assert loraplex("adapters", "export", f"tiny@{version}", "hf://me/tiny", *where).startswith("0 ")
+        revisions, plain = (
+            there.repositories["me/tiny"],
+            {".gitattributes", "adapter_config.json", "adapter_model.safetensors"},
+        )
+        assert set(revisions["v1"]) == {*plain, "README.md", "model.sig.json"}
+        assert set(revisions["v2"]) == set(revisions["main"]) == plain
+        before = dict(revisions["main"])
+        refused = loraplex("adapters", "export", "other@v1", "hf://me/tiny", *where)
+        assert (refused[:2], "has a tag v1" in refused, revisions["main"]) == ("1 ", True, before)
+        there.private["me/tiny"] = False
+        refused = loraplex("adapters", "export", "tiny@v2", "hf://me/tiny", *where)
+        assert (refused[:2], "is public" in refused, "--no-private" in refused) == ("1 ", True, True)
+        assert revisions["main"] == before
+        assert loraplex("adapters", "export", "tiny@v2", "hf://me/tiny", "--no-private", *where).startswith("0 ")
+
+
+def test_a_pickle_on_the_hub_is_called_that(tmp_path: Path) -> None:
+    """As one in a folder or a bucket is; it is not even fetched."""
+    files = {"adapter_config.json": b"{}", "adapter_model.bin": b"x"}
+    (tmp_path / "bucket").mkdir()
+    for name, data in files.items():
+        (tmp_path / "bucket" / name).write_bytes(data)
+    bucket = call("adapters", "import", f"file://{tmp_path}/bucket", "--out", tmp_path / "out")
+    assert (bucket.code, "only a pickle file" in bucket.err) == (1, True)
+    with hub.serving() as there:
+        there.repositories["me/pickle"], there.private["me/pickle"] = {"main": files}, False
+        shown = beside(there, tmp_path, "adapters", "import", "hf://me/pickle", "--out", tmp_path / "out")
+    assert (shown[:2], "only a pickle file" in shown, "safe_serialization" in shown) == ("1 ", True, True)
 
 
 def test_how_the_base_was_held_is_noted_in_the_runs_record(tmp_path: Path, base: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from engine.tuning.merge_check import Likeness, check_likeness, erasure, in_memo
 from engine.tuning.merging import Merging, Scoring
 from engine.tuning.suite import read_suite
 from tests.unit.cli.calls import call
-from tests.unit.tuning.tiny import write_rows
+from tests.unit.tuning.tiny import write_base, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -205,8 +206,6 @@ def test_a_four_bit_target_is_refused_with_the_reason(base: Path, target: str) -
 
 def test_a_quantised_base_is_refused(tmp_path: Path, base: Path) -> None:
     """Its own configuration says so."""
-    import shutil
-
     shutil.copytree(base, tmp_path / "quantised")
     config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
@@ -216,8 +215,6 @@ def test_a_quantised_base_is_refused(tmp_path: Path, base: Path) -> None:
 
 def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No half model that somebody might serve; and a full disk is found before."""
-    import shutil
-
     deltas = Deltas.read(write_adapter(tmp_path / "adapter", base))
 
     def fail(_: str) -> None:
@@ -262,6 +259,47 @@ def test_the_command_merges_a_published_version(tmp_path: Path, base: Path, toke
     assert record["base"]["fingerprint"] == read_base(base).fingerprint
 
 
+def test_a_version_is_merged_into_the_base_beside_which_it_was_published(tmp_path: Path, base: Path) -> None:
+    """Also where nothing records on which one it was trained: it is served on that base alone. A folder says nothing."""
+    other = write_base(tmp_path / "other", seed=5)
+    adapter = write_adapter(tmp_path / "adapter", base)
+    where = ("--registry", tmp_path / "registry")
+    assert call("adapters", "publish", adapter, "tiny", *where, "--model", base).code == 0
+    for words in (("tiny@v1",), ("tiny@v1", adapter, "--method", "cat")):
+        refused = call("merge", *words, "--out", tmp_path / "out", "--model", other, *where)
+        assert (refused.code, "was trained on base" in refused.err, (tmp_path / "out").exists()) == (1, True, False)
+        assert (
+            "nothing records which base"
+            in call("merge", *words, "--out", tmp_path / "out", "--model", base, *where).out
+        )
+        shutil.rmtree(tmp_path / "out")
+    shown = call("merge", adapter, "--out", tmp_path / "out", "--model", base, "--json").json
+    assert shown["warnings"] == [f"nothing records which base {adapter} was trained on: tiny was assumed"]
+    assert shown["warnings"][0] in (tmp_path / "out" / "README.md").read_text()
+    (adapter / "run.json").write_text(json.dumps({"base": {"fingerprint": read_base(base).fingerprint}}))
+    assert call("merge", adapter, "--out", tmp_path / "told", "--model", base, "--json").json["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "said"),
+    [
+        ('{"base": "meta-llama/Llama-3.2-1B"}', 0, "nothing records which base"),
+        ('{"base": {"fingerprint": ["?"]}, "recipe": "lora"}', 0, "nothing records which base"),
+        ("[1]", 0, "nothing records which base"),
+        ('{"base": {"precision": "bf16"}}', 1, "'bf16' is none of full"),
+    ],
+)
+def test_the_record_of_another_tool_is_no_accident(tmp_path: Path, base: Path, run: str, code: int, said: str) -> None:
+    """It says nothing where it has another shape; a precision that is not known cannot be chosen for."""
+    adapter = write_adapter(tmp_path / "adapter", base)
+    (adapter / "run.json").write_text(run)
+    for words in ((), (write_adapter(tmp_path / "plain", base), "--method", "cat")):
+        out = tmp_path / f"out{len(words)}"
+        shown = call("merge", adapter, *words, "--model", base, "--no-check", "--out", out)
+        assert (shown.code, said in shown.out + shown.err) == (code, True)
+        assert out.exists() == (code == 0)
+
+
 def test_a_suite_is_asked_as_the_command_says(tmp_path: Path, base: Path, tokenizer: Any) -> None:
     """Up to a stop text, as `loraplex eval` asks it."""
     adapter = write_adapter(tmp_path / "adapter", base)
@@ -303,3 +341,15 @@ def test_versions_are_compared_layer_by_layer(tmp_path: Path, base: Path) -> Non
     assert (same["layer"], same["difference"], round(same["cosine"], 4)) == ("layer 0", pytest.approx(0, abs=1e-2), 1.0)
     assert round(opposite["cosine"], 4) == -1.0
     assert opposite["difference"] == pytest.approx(2 * opposite["a"], rel=1e-3)
+
+
+def test_versions_of_different_bases_are_not_compared_layer_by_layer(tmp_path: Path, base: Path) -> None:
+    """They change other weights, which may be of another size; the rest is compared, and it is said."""
+    registry = ("--registry", tmp_path / "registry")
+    for model in (base, write_base(tmp_path / "wide", hidden_size=32)):
+        folder = write_adapter(tmp_path / f"of-{model.name}", model)
+        assert call("adapters", "publish", folder, "tiny", *registry, "--model", model).code == 0
+    shown = call("adapters", "diff", "tiny@v1", "tiny@v2", *registry)
+    assert (shown.code, "not compared layer by layer: they are of different bases" in shown.out) == (0, True)
+    data = call("adapters", "diff", "tiny@v1", "tiny@v2", *registry, "--json").json
+    assert ("layers" in data, "base" in data["different"]) == (False, True)

@@ -64,6 +64,37 @@ def test_versions_are_judged_against_a_new_base(published: Path, base: Path, tmp
 
 
 @pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"recipe": {"lr": 1e-4}, "data": "tickets-2024"}, "no stored recipe"),
+        ({"recipe": {"lr": 1e-4}}, "cannot be followed (lr: unknown key"),
+        (
+            {"recipe": {"name": "tiny", "base": "b", "data": {"train": "t"}}, "data": {"train": {"rows": 3}}},
+            "the digests",
+        ),
+        ({"data": {"train": "sha256:abc"}}, "the digests"),
+        ({"evaluation": {"loss": 1.0}}, "no score"),
+    ],
+    ids=["data-is-text", "other-recipe", "data-is-object", "no-held-out", "no-score"],
+)
+def test_only_what_can_be_trained_again_is_said_to_be(
+    published: Path, base: Path, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    """Other tools write a run.json as well; one of them does not keep the others from being trained again."""
+    shutil.copytree(published / "again", tmp_path / "adapter")
+    record = json.loads((tmp_path / "adapter" / "run.json").read_text()) | changes
+    (tmp_path / "adapter" / "run.json").write_text(json.dumps(record))
+    registry = ("--registry", tmp_path / "registry")
+    assert call("adapters", "publish", tmp_path / "adapter", "foreign", *registry, "--model", base).code == 0
+    new = ("--new-base", write_base(tmp_path / "new", seed=5))
+    (fit,) = call("base", "check", *new, *registry, "--json").json
+    assert (fit["fits"], fit["can"], why in fit["why"], "by hand" in fit["why"]) == (False, False, True, True)
+    assert call("readapt", *new, *registry, "--json").json == []
+    shown = call("readapt", "foreign", *new, *registry)
+    assert (shown.code, why in shown.err) == (1, True)
+
+
+@pytest.mark.parametrize(
     ("precision", "why"), [("full", "tokenizer and precision"), ("nf4-double", "but in nf4-double")]
 )
 def test_a_version_of_the_same_weights_in_another_precision_is_told_so(base: Path, precision: str, why: str) -> None:
