@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _HUB = "hf://"
-_WANTED = ("*.json", "*.safetensors", "*.md", "*.txt")
+_ADAPTERS = ("*.json", "*.safetensors")  # what belongs to one version; a model card belongs to the repository
+_WANTED = (*_ADAPTERS, "*.md", "*.txt")
 
 
 @app.command("import")
@@ -105,8 +106,9 @@ def export(
 
     `PeftModel.from_pretrained` loads what comes out. Every byte is checked
     against the version's digest first. Nothing that exists is overwritten in a
-    folder or bucket; on the Hub it is a new commit of these files alone, tagged
-    with the version. A public repository, or a tag of other files, is refused.
+    folder or bucket; on the Hub it is a new commit without other adapter files,
+    tagged with the version. A public repository, or a tag of other files, is
+    refused.
     """
     from engine.commands.fetched import fetched
 
@@ -142,22 +144,23 @@ def _to_hub(folder: Path, target: str, ref: str, *, private: bool) -> None:
             fix = f"Name another repository, or delete the tag {tag} there."
             raise NotAllowedNow(f"{target} has a tag {tag}, and its files are others", fix=fix)
         hub.upload_folder(
-            repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}", delete_patterns="*"
-        )  # but for .gitattributes, which the client keeps
+            repo_id=name, folder_path=folder, commit_message=f"loraplex: {ref}", delete_patterns=list(_ADAPTERS)
+        )
         hub.create_tag(name, tag=tag, exist_ok=True)
 
 
 def _holds(hub: HfApi, name: str, tag: str, folder: Path) -> bool:
-    """Whether a tag's files are the folder's. The Hub knows large ones by their SHA-256, and the others by git's own digest."""
+    """Whether a tag's adapter files are these. The Hub knows large ones by their SHA-256, others by git's own digest."""
     from huggingface_hub.hf_api import RepoFile
 
     there = {
         file.path: file.lfs.sha256 if file.lfs else file.blob_id
         for file in hub.list_repo_tree(name, revision=tag, recursive=True)
-        if isinstance(file, RepoFile) and file.path != ".gitattributes"
+        if isinstance(file, RepoFile)
     }
     here = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return there.keys() == here.keys() and all(there[path] in _digests(data) for path, data in here.items())
+    other = [path for path in there.keys() - here.keys() if any(Path(path).match(pattern) for pattern in _ADAPTERS)]
+    return not other and all(there.get(path) in _digests(data) for path, data in here.items())
 
 
 def _digests(data: bytes) -> tuple[str, str]:

@@ -185,7 +185,7 @@ def test_a_version_goes_to_the_hub_and_comes_back(tmp_path: Path, base: Path) ->
 
 
 def test_the_hub_holds_what_the_version_holds(tmp_path: Path, base: Path) -> None:
-    """No file of the version before; no tag at another adapter's files; nothing private where everybody can read it."""
+    """No file of the version before but the model card; no tag at another's files; nothing private for all to read."""
     where = ("--registry", tmp_path / "registry")
     for name, version, files in (
         ("tiny", "v1", ("README.md", "model.sig.json")),
@@ -200,11 +200,9 @@ def test_the_hub_holds_what_the_version_holds(tmp_path: Path, base: Path) -> Non
         loraplex = partial(beside, there, tmp_path)
         for version in ("v1", "v2"):
             assert loraplex("adapters", "export", f"tiny@{version}", "hf://me/tiny", *where).startswith("0 ")
-        revisions, plain = (
-            there.repositories["me/tiny"],
-            {".gitattributes", "adapter_config.json", "adapter_model.safetensors"},
-        )
-        assert set(revisions["v1"]) == {*plain, "README.md", "model.sig.json"}
+        revisions = there.repositories["me/tiny"]
+        plain = {".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"}
+        assert set(revisions["v1"]) == {*plain, "model.sig.json"}
         assert set(revisions["v2"]) == set(revisions["main"]) == plain
         before = dict(revisions["main"])
         refused = loraplex("adapters", "export", "other@v1", "hf://me/tiny", *where)
