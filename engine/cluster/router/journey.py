@@ -101,7 +101,7 @@ class Journey:
         self._late_deaths = 0
         self._base_changes = 0
         self._began = time.monotonic()
-        self._refreshed = False
+        self._refreshed: set[str] = set()  # replicas that have looked into the registry for it
         self._resuming = False
         self._mistaken = False
         self.base = fleet.base_of(adapter)
@@ -245,6 +245,14 @@ class Journey:
 
     async def _refresh(self, link: Link, error: aio.AioRpcError) -> None:
         """Have the replica look into the registry, once: another one may have published or promoted just now."""
-        if self._refreshed or not await self._fleet.refresh(link, self._ask.adapter):
+        if link.replica.id in self._refreshed:
             raise Refusal(error)
-        self._refreshed = True
+        try:
+            known = await self._fleet.refresh(link, self._ask.adapter)
+        except aio.AioRpcError as failed:  # nobody knows: another one may say
+            gone = judge(failed, error_info(failed).reason) is Failure.GONE
+            self._missed(link, *((Failure.GONE, failed) if gone else (Failure.WITHOUT, error)), had=False)
+            return
+        if not known:
+            raise Refusal(error)
+        self._refreshed.add(link.replica.id)
