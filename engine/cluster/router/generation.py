@@ -71,7 +71,7 @@ class GenerationForwarder:
         return await self._unary(_COUNT, raw, Ask(), context)
 
     async def _unary(self, method: str, raw: Raw, ask: Ask, context: Context) -> bytes:
-        journey = self._journey(ask, getattr(raw.request, "adapter", ""), context)
+        journey = self._journey(ask, raw.request, context)
         metadata = passed_on(context)
         try:
             while True:
@@ -95,7 +95,7 @@ class GenerationForwarder:
     async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
         """Pass a stream on that outlives its replica."""
         sent = Sent(raw.request)
-        journey = self._journey(_ask(raw.request), raw.request.adapter, context)
+        journey = self._journey(_ask(raw.request), raw.request, context)
         metadata = passed_on(context)
         try:
             answer = self._whole(raw.data, sent, journey, metadata)
@@ -172,8 +172,11 @@ class GenerationForwarder:
         if not sent.complete:
             await journey.failed(link, error, sent.count - before)
 
-    def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
-        return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
+    def _journey(self, ask: Ask, request: Any, context: Context) -> Journey:
+        adapter, begun_by = "", ""
+        if isinstance(request, pb.GenerateRequest):
+            adapter, begun_by = request.adapter, request.resume.base_fingerprint
+        return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s, begun_by)
 
     def _told(self, data: bytes, journey: Journey) -> bytes:
         """An answer, with the count of failovers and the caller's own times."""

@@ -83,12 +83,17 @@ class Journey:
     What a replica had and lost begins anew: `give_up_s` counts from then, for the first few of them.
     """
 
-    def __init__(self, fleet: Fleet, ask: Ask, adapter: str, deadline: float, give_up_s: float) -> None:
+    def __init__(
+        self, fleet: Fleet, ask: Ask, adapter: str, deadline: float, give_up_s: float, begun_by: str = ""
+    ) -> None:
         self._fleet = fleet
         self._ask = ask
         self._adapter = adapter  # as the request names it
         self._deadline = deadline  # of the call, by time.monotonic
         self._give_up_s = give_up_s
+        if begun_by not in fleet.replicas.bases() and not fleet.had_lately(begun_by, give_up_s):
+            begun_by = ""  # whoever is asked says that it was another one
+        self._begun_by = begun_by  # the base that began the answer of which the caller has a part
         self._first_failure = 0.0
         self._last: aio.AioRpcError | None = None
         self._tried: set[str] = set()
@@ -104,7 +109,7 @@ class Journey:
         self._refreshed: set[str] = set()  # replicas that have looked into the registry for it
         self._resuming = False
         self._mistaken = False
-        self.base = fleet.base_of(adapter)
+        self.base = begun_by or fleet.base_of(adapter)
         self.failovers = 0  # replicas that failed on the way
         self.first_token_s = 0.0  # from the call's arrival
 
@@ -154,7 +159,8 @@ class Journey:
 
     def _forgot_base(self) -> bool:
         """The base that the adapter once needed has no replicas: ask the others, once, whether it still needs that one."""
-        if self._mistaken or self._resuming or self._last or self._fleet.replicas.group(self.base).members:
+        begun = self._resuming or self._begun_by  # by a base: the others cannot go on with its answer
+        if self._mistaken or begun or self._last or self._fleet.replicas.group(self.base).members:
             return False
         self._mistaken, self.base = True, ""
         self._fleet.learn_base(self._adapter, "")
