@@ -103,12 +103,13 @@ class GenerationForwarder:
                 async for data in messages:
                     yield data
         except Refusal as refusal:
+            if sent.count and refusal.error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise _lost(sent, str(refusal.error.details())) from refusal
             await context.abort(*as_it_came(refusal.error))
         except (NoReplica, EngineDied) as error:
             if not sent.count:
                 raise
-            why = f"no other one could go on with its answer: {error.message}"
-            raise StreamLost(sent.tokens, why) from error
+            raise _lost(sent, error.message) from error
         finally:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
@@ -187,6 +188,11 @@ class GenerationForwarder:
         first_token_s = answer.timings.time_to_first_token.ToNanoseconds() / 1e9 + journey.lost_s
         _settle(answer, journey, first_token_s)
         return answer.SerializeToString()
+
+
+def _lost(sent: Sent, why: str) -> StreamLost:
+    """The end of a stream with whose answer the last replica could not go on: it knew only of its own part."""
+    return StreamLost(sent.tokens, f"no other one could go on with its answer: {why}")
 
 
 def _with_failovers(data: bytes, journey: Journey) -> bytes:

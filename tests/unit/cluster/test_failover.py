@@ -194,6 +194,25 @@ async def test_the_last_replica_dies(start: StartCluster) -> None:
         assert (refusal.reason, refusal.retry_s) == ("NO_REPLICA", 5.0)
 
 
+@pytest.mark.parametrize("other", ["full", "dead"])
+async def test_nobody_can_go_on(start: StartCluster, other: str) -> None:
+    """The other replica stays full, or its engine dead: the stream says how many tokens came in all."""
+    given = {"token_interval_s": 0.01, "max_running": 1, "max_waiting": 0, "max_restarts": 0}
+    async with start(2, **given, router={"give_up_s": 0.3}) as cluster, stubs_to(cluster.addresses[1]) as direct:
+        if other == "full":
+            direct.generation.Generate(ask("x", max_tokens=1500, ignore_eos=True))
+            await until(lambda: bool(cluster.engines[1].running))
+        came: list[Any] = []
+        request = ask(LONG, max_tokens=1500, ignore_eos=True)
+        task = asyncio.create_task(disturbed(cluster, request, server_dies, 5, into=came))
+        if other == "dead":
+            await until(lambda: len(came) > 20)
+            await engine_dies(cluster, cluster.busy())
+        refusal = await refused(task)
+        told = (refusal.code.name, refusal.reason, refusal.metadata["tokens_sent"])
+        assert told == ("UNAVAILABLE", "STREAM_LOST", str(sum(len(message.token_ids) for message in came)))
+
+
 async def test_a_replica_that_lies_about_its_health(start: StartCluster) -> None:
     """One that says it is well and fails every request is left alone after a few, and no caller hears of it."""
     async with start(2) as cluster:
