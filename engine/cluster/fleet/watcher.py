@@ -124,10 +124,15 @@ class Fleet:
         self._bases[adapter] = base
 
     async def refresh(self, link: Link, adapter: str) -> bool:
-        """Have a replica look into the registry for what is new about an adapter; whether it knows one of this name."""
+        """Have a replica look into the registry for what is new about an adapter; whether it knows one of this name.
+
+        Raises AioRpcError if it does not say.
+        """
         try:
             await self.adapter(link, adapter)
-        except aio.AioRpcError:
+        except aio.AioRpcError as error:
+            if error.code() is not StatusCode.NOT_FOUND:
+                raise
             return False
         return True
 

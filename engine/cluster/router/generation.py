@@ -71,7 +71,7 @@ class GenerationForwarder:
         return await self._unary(_COUNT, raw, Ask(), context)
 
     async def _unary(self, method: str, raw: Raw, ask: Ask, context: Context) -> bytes:
-        journey = self._journey(ask, getattr(raw.request, "adapter", ""), context)
+        journey = self._journey(ask, raw.request, context)
         metadata = passed_on(context)
         try:
             while True:
@@ -95,7 +95,7 @@ class GenerationForwarder:
     async def generate_stream(self, raw: Raw, context: Context) -> AsyncIterator[bytes]:
         """Pass a stream on that outlives its replica."""
         sent = Sent(raw.request)
-        journey = self._journey(_ask(raw.request), raw.request.adapter, context)
+        journey = self._journey(_ask(raw.request), raw.request, context)
         metadata = passed_on(context)
         try:
             answer = self._whole(raw.data, sent, journey, metadata)
@@ -103,12 +103,13 @@ class GenerationForwarder:
                 async for data in messages:
                     yield data
         except Refusal as refusal:
+            if sent.count and refusal.error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise _lost(sent, str(refusal.error.details())) from refusal
             await context.abort(*as_it_came(refusal.error))
         except (NoReplica, EngineDied) as error:
             if not sent.count:
                 raise
-            why = f"no other one could go on with its answer: {error.message}"
-            raise StreamLost(sent.tokens, why) from error
+            raise _lost(sent, error.message) from error
         finally:
             if journey.failovers:
                 self._metrics.failed_over(journey.failovers, resumed=sent.count > 0)
@@ -172,8 +173,11 @@ class GenerationForwarder:
         if not sent.complete:
             await journey.failed(link, error, sent.count - before)
 
-    def _journey(self, ask: Ask, adapter: str, context: Context) -> Journey:
-        return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s)
+    def _journey(self, ask: Ask, request: Any, context: Context) -> Journey:
+        adapter, begun_by = "", ""
+        if isinstance(request, pb.GenerateRequest):
+            adapter, begun_by = request.adapter, request.resume.base_fingerprint
+        return Journey(self._fleet, ask, adapter, caller(context).deadline, self._give_up_s, begun_by)
 
     def _told(self, data: bytes, journey: Journey) -> bytes:
         """An answer, with the count of failovers and the caller's own times."""
@@ -184,6 +188,11 @@ class GenerationForwarder:
         first_token_s = answer.timings.time_to_first_token.ToNanoseconds() / 1e9 + journey.lost_s
         _settle(answer, journey, first_token_s)
         return answer.SerializeToString()
+
+
+def _lost(sent: Sent, why: str) -> StreamLost:
+    """The end of a stream with whose answer the last replica could not go on: it knew only of its own part."""
+    return StreamLost(sent.tokens, f"no other one could go on with its answer: {why}")
 
 
 def _with_failovers(data: bytes, journey: Journey) -> bytes:

@@ -18,6 +18,7 @@ _MOST_DEATHS = 2  # replicas that may die under a request at once: it may be wha
 _MOST_LATE_DEATHS = 4  # those that had it for a while, too
 _LATE_S = 2.0  # after which it is less likely the request that a replica dies of, as it would in its first steps
 _INNOCENT = 4  # messages from a replica, after which it is not the request that it dies of
+_MOST_LOST = 4  # replicas that give it more time by having had it: what cuts every call off would do so for ever
 _MOST_BASES = 2  # changes of the base: replicas that disagree about a version would send a request to and fro
 _MOST_WITHOUT = 2  # replicas that may say that they cannot have the adapter now: all others may have to fetch it, too
 _PAUSE_S = 0.25  # before the same replicas are tried again, unless one of them recovers sooner
@@ -77,29 +78,38 @@ def judge(error: aio.AioRpcError, reason: str) -> Failure:
 
 
 class Journey:
-    """Asks the routing for a replica, and for another one when that fails, until `give_up_s` after the first failure."""
+    """Asks the routing for a replica, and for another one when that fails, until `give_up_s` after the first failure.
 
-    def __init__(self, fleet: Fleet, ask: Ask, adapter: str, deadline: float, give_up_s: float) -> None:
+    What a replica had and lost begins anew: `give_up_s` counts from then, for the first few of them.
+    """
+
+    def __init__(
+        self, fleet: Fleet, ask: Ask, adapter: str, deadline: float, give_up_s: float, begun_by: str = ""
+    ) -> None:
         self._fleet = fleet
         self._ask = ask
         self._adapter = adapter  # as the request names it
         self._deadline = deadline  # of the call, by time.monotonic
         self._give_up_s = give_up_s
+        if begun_by not in fleet.replicas.bases() and not fleet.had_lately(begun_by, give_up_s):
+            begun_by = ""  # whoever is asked says that it was another one
+        self._begun_by = begun_by  # the base that began the answer of which the caller has a part
         self._first_failure = 0.0
         self._last: aio.AioRpcError | None = None
         self._tried: set[str] = set()
         self._full = 0
         self._without = 0
+        self._lost = 0  # replicas that had it, and failed
         self._reached = False  # whether the replica that is asked was there when it was
         self._asked_at = 0.0
         self._deaths = 0  # of replicas that were, soon after they were asked
         self._late_deaths = 0
         self._base_changes = 0
         self._began = time.monotonic()
-        self._refreshed = False
+        self._refreshed: set[str] = set()  # replicas that have looked into the registry for it
         self._resuming = False
         self._mistaken = False
-        self.base = fleet.base_of(adapter)
+        self.base = begun_by or fleet.base_of(adapter)
         self.failovers = 0  # replicas that failed on the way
         self.first_token_s = 0.0  # from the call's arrival
 
@@ -149,7 +159,8 @@ class Journey:
 
     def _forgot_base(self) -> bool:
         """The base that the adapter once needed has no replicas: ask the others, once, whether it still needs that one."""
-        if self._mistaken or self._resuming or self._last or self._fleet.replicas.group(self.base).members:
+        begun = self._resuming or self._begun_by  # by a base: the others cannot go on with its answer
+        if self._mistaken or begun or self._last or self._fleet.replicas.group(self.base).members:
             return False
         self._mistaken, self.base = True, ""
         self._fleet.learn_base(self._adapter, "")
@@ -160,7 +171,7 @@ class Journey:
         if self._last is None and not self._fleet.had_lately(base, self._give_up_s):
             raise NoReplica(self.base)
         self._first_failure = self._first_failure or time.monotonic()
-        full = self._full and not self._resuming
+        full = self._full and not self._patient
         if full or time.monotonic() - self._first_failure > self._give_up_s or self.remaining_s <= 0:
             raise Refusal(self._last) if self._last and error_info(self._last).reason else NoReplica(base)
         await self._fleet.change(_PAUSE_S)
@@ -183,9 +194,8 @@ class Journey:
             self._tried.add(link.replica.id)
             self._change_base(info.metadata["trained_on"], error)
         else:
-            self._last = error
-            self._first_failure = self._first_failure or time.monotonic()
-            self._turn_away(link, failure, error)
+            had = self._reached and failure in (Failure.GONE, Failure.BROKEN)
+            self._missed(link, failure, error, had=had)
             # Who is still connected and well was only cut off from this call.
             gone = self._reached and (not link.connected or bool(link.problem))
             if gone if failure is Failure.GONE else info.reason == EngineDied.reason:
@@ -203,11 +213,24 @@ class Journey:
         if self._deaths >= _MOST_DEATHS or deaths >= _MOST_LATE_DEATHS:
             raise EngineDied(replicas=deaths) from error
 
+    @property
+    def _patient(self) -> bool:
+        """Whether a replica has worked on it: then it is worth waiting for room, as much as for a replica."""
+        return self._resuming or self._lost > 0
+
+    def _missed(self, link: Link, failure: Failure, error: aio.AioRpcError, *, had: bool) -> None:
+        """It has no answer from the replica, which `had` it. Raises Refusal if others would fail alike."""
+        self._last = error
+        self._lost += had
+        if not self._first_failure or (had and self._lost <= _MOST_LOST):
+            self._first_failure = time.monotonic()
+        self._turn_away(link, failure, error)
+
     def _turn_away(self, link: Link, failure: Failure, error: aio.AioRpcError) -> None:
         self._tried.add(link.replica.id)
         if failure is Failure.FULL:
             self._full += 1
-            if self._full > 1 and not self._resuming:  # two of two are full: asking them all would only add to it
+            if self._full > 1 and not self._patient:  # two of two are full: asking them all would only add to it
                 raise Refusal(error)
             return
         self.failovers += 1
@@ -228,6 +251,14 @@ class Journey:
 
     async def _refresh(self, link: Link, error: aio.AioRpcError) -> None:
         """Have the replica look into the registry, once: another one may have published or promoted just now."""
-        if self._refreshed or not await self._fleet.refresh(link, self._ask.adapter):
+        if link.replica.id in self._refreshed:
             raise Refusal(error)
-        self._refreshed = True
+        try:
+            known = await self._fleet.refresh(link, self._ask.adapter)
+        except aio.AioRpcError as failed:  # nobody knows: another one may say
+            gone = judge(failed, error_info(failed).reason) is Failure.GONE
+            self._missed(link, *((Failure.GONE, failed) if gone else (Failure.WITHOUT, error)), had=False)
+            return
+        if not known:
+            raise Refusal(error)
+        self._refreshed.add(link.replica.id)

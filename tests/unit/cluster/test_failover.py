@@ -14,7 +14,8 @@ from engine.client import AsyncClient
 from engine.client.testing import write_adapter
 from engine.errors import EngineDied
 from tests.unit.cluster.conftest import Cluster, StartCluster
-from tests.unit.server.conftest import Refusal, all_of, ask, ask_stream, refused, until
+from tests.unit.server.conftest import Refusal, all_of, ask, ask_stream, refused, stubs_to, until
+from tests.unit.server.test_resume import going_on
 
 LONG = "a rather long prompt, so that the answer is long as well: größe 😀"
 _SCHEMA = json.dumps(
@@ -193,6 +194,25 @@ async def test_the_last_replica_dies(start: StartCluster) -> None:
         assert (refusal.reason, refusal.retry_s) == ("NO_REPLICA", 5.0)
 
 
+@pytest.mark.parametrize("other", ["full", "dead"])
+async def test_nobody_can_go_on(start: StartCluster, other: str) -> None:
+    """The other replica stays full, or its engine dead: the stream says how many tokens came in all."""
+    given = {"token_interval_s": 0.01, "max_running": 1, "max_waiting": 0, "max_restarts": 0}
+    async with start(2, **given, router={"give_up_s": 0.3}) as cluster, stubs_to(cluster.addresses[1]) as direct:
+        if other == "full":
+            direct.generation.Generate(ask("x", max_tokens=1500, ignore_eos=True))
+            await until(lambda: bool(cluster.engines[1].running))
+        came: list[Any] = []
+        request = ask(LONG, max_tokens=1500, ignore_eos=True)
+        task = asyncio.create_task(disturbed(cluster, request, server_dies, 5, into=came))
+        if other == "dead":
+            await until(lambda: len(came) > 20)
+            await engine_dies(cluster, cluster.busy())
+        refusal = await refused(task)
+        told = (refusal.code.name, refusal.reason, refusal.metadata["tokens_sent"])
+        assert told == ("UNAVAILABLE", "STREAM_LOST", str(sum(len(message.token_ids) for message in came)))
+
+
 async def test_a_replica_that_lies_about_its_health(start: StartCluster) -> None:
     """One that says it is well and fails every request is left alone after a few, and no caller hears of it."""
     async with start(2) as cluster:
@@ -270,3 +290,27 @@ async def test_two_bases_of_one_adapter(start: StartCluster) -> None:
         assert answer.text == "support@v1 heard: x"
         refusal = await refused(cluster.stubs.generation.Generate(ask("x", "support@next")))
         assert refusal.reason == "NO_REPLICA"
+
+
+async def test_an_answer_that_its_caller_goes_on_with(start: StartCluster) -> None:
+    """It goes to the base that began it, and waits for that one; if the base has left for good, the others refuse it."""
+    async with start(2, models=("old", "new")) as cluster:
+        begun = []
+        for address in cluster.addresses:
+            async with stubs_to(address) as direct:
+                begun.append(await all_of(direct.generation.GenerateStream(ask_stream(LONG))))
+        for whole in begun:
+            answer = await cluster.stubs.generation.Generate(going_on(ask(LONG), whole[:10]).request)
+            assert answer.completions[0].text == "".join(message.text for message in whole[10:])
+            rest = await all_of(cluster.stubs.generation.GenerateStream(going_on(ask(LONG), whole[:10])))
+            assert [message.text for message in rest] == [message.text for message in whole[10:]]
+        cluster.apps[1].admission.drain()
+        await cluster.look(1)
+        call = cluster.stubs.generation.Generate(going_on(ask(LONG), begun[1][:10]).request)
+        await asyncio.sleep(0.3)
+        assert not call.done()
+        cluster.apps[1].admission.draining = False
+        assert (await call).completions[0].text == "".join(message.text for message in begun[1][10:])
+        unknown = going_on(ask(LONG), begun[1][:10]).request
+        unknown.resume.base_fingerprint = "sha256:other"
+        assert (await refused(cluster.stubs.generation.Generate(unknown))).reason == "OTHER_VERSION"

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client import AsyncClient
@@ -16,9 +17,9 @@ from engine.errors import RegistryUnavailable
 from engine.registry.catalog import Route
 from engine.registry.names import AdapterRef
 from engine.runtime.fake import FakeEngine
-from tests.unit.cluster.conftest import StartCluster
+from tests.unit.cluster.conftest import Cluster, StartCluster
 from tests.unit.cluster.test_failover import LONG, disturbed, server_dies, server_is_cut_off
-from tests.unit.server.conftest import all_of, ask, ask_stream, refused, until
+from tests.unit.server.conftest import all_of, ask, ask_stream, refused, stubs_to, until
 
 
 async def test_an_adapter_whose_files_are_away(start: StartCluster) -> None:
@@ -195,3 +196,98 @@ async def test_times_are_the_callers(start: StartCluster) -> None:
             assert answer.failovers == 1
             first, total = (one.ToMilliseconds() for one in (answer.timings.time_to_first_token, answer.timings.total))
             assert 250 <= first <= total
+
+
+@pytest.mark.parametrize("early", ["full", "drains"])
+async def test_an_early_refusal_is_forgotten(start: StartCluster, early: str) -> None:
+    """Who refused at first may be well when the replica that took the request fails, long after: it is asked again."""
+    router = {"poll_s": 60, "give_up_s": 0.3}  # the router does not notice by itself what has become of them
+    async with start(2, token_interval_s=0.02, max_running=1, max_waiting=0, router=router) as cluster:
+        cluster.router.fleet.links[cluster.addresses[1]].replica.sent += 50  # so the first one is asked first
+        async with stubs_to(cluster.addresses[0]) as direct:
+            if early == "drains":
+                cluster.apps[0].admission.drain()
+            else:
+                other = direct.generation.Generate(ask("x", max_tokens=1000, ignore_eos=True))
+                await until(lambda: bool(cluster.engines[0].running))
+            call = asyncio.ensure_future(cluster.stubs.generation.Generate(ask(LONG, max_tokens=128)))
+            await until(lambda: bool(cluster.engines[1].running))
+            if early == "drains":
+                cluster.apps[0].admission.draining = False
+            else:
+                other.cancel()
+                await until(lambda: not cluster.engines[0].running)
+            await asyncio.sleep(0.5)
+            cluster.engines[0].token_interval_s = 0
+            await server_is_cut_off(cluster, 1)
+            assert (await call).completions[0].text == f"base heard: {LONG}"
+
+
+async def test_a_request_that_is_always_cut_off_ends(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replica that had it gives it more time, but a few only: some proxy may cut every call off."""
+    monkeypatch.setattr(journey, "_PAUSE_S", 0.01)
+    async with start(2, router={"give_up_s": 0.8}) as cluster:
+        asked = 0
+        for app in cluster.apps:
+            assert app.generator
+
+            async def hangs(*_: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                await asyncio.sleep(0.2)
+                for link in cluster.router.fleet.links.values():
+                    link.give_up()
+                await asyncio.sleep(60)
+
+            app.generator.engine.encode = hangs  # type: ignore[method-assign]
+        assert (await refused(cluster.stubs.generation.Generate(ask("x")))).reason == "NO_REPLICA"
+        assert 4 < asked < 12
+
+
+async def test_every_replica_that_is_asked_looks_for_what_is_new(start: StartCluster) -> None:
+    """A stream of what was published elsewhere goes on at a replica that has not seen it yet, just as it began."""
+    async with start(3, token_interval_s=0.005) as cluster:
+        await publish_at(cluster, 2, "support")
+        request = ask(LONG, "support", max_tokens=128)
+        messages = await disturbed(cluster, request, server_is_cut_off, 10)
+        assert "".join(message.text for message in messages) == f"support@v1 heard: {LONG}"
+        assert messages[-1].failovers == 1
+
+
+async def test_replicas_of_both_bases_look_for_what_is_new(start: StartCluster) -> None:
+    """One of another base finds what was published, and which base it needs; the one of that base has to look, too."""
+    async with start(3, models=("old", "new", "new")) as cluster:
+        links = cluster.router.fleet.links
+        await publish_at(cluster, 2, "younger")
+        cluster.router.fleet.learn_base("younger", links[cluster.addresses[0]].replica.report.base)
+        answer = await cluster.stubs.generation.Generate(ask("x", "younger"))
+        assert answer.completions[0].text == "younger@v1 heard: x"
+
+
+@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED])
+async def test_a_replica_that_cannot_look_for_what_is_new(start: StartCluster, code: StatusCode) -> None:
+    """It is gone, or its registry slow, by the time it is to look: another one is asked; who is well is not blamed."""
+    async with start(3, router={"poll_s": 60}) as cluster:
+        await publish_at(cluster, 2, "support")
+        fleet = cluster.router.fleet
+        real, stuck = fleet.adapter, []
+
+        async def adapter(link: Any, name: str) -> Any:
+            if not stuck or link in stuck:
+                stuck.append(link)
+                raise aio.AioRpcError(code, aio.Metadata(), aio.Metadata())
+            return await real(link, name)
+
+        fleet.adapter = adapter  # type: ignore[method-assign]
+        answer = await cluster.stubs.generation.Generate(ask("x", "support"))
+        assert answer.completions[0].text == "support@v1 heard: x"
+        assert (stuck[0] in fleet.usable()) == (code is StatusCode.DEADLINE_EXCEEDED)
+
+
+async def publish_at(cluster: Cluster, number: int, name: str) -> None:
+    """Publish at one server, behind the router's back; it then gets no requests, so that nobody is asked who knows."""
+    write_adapter(cluster.folder / name)
+    async with AsyncClient(cluster.addresses[number]) as direct:
+        await direct.adapters.publish(cluster.folder / name, name)
+    cluster.apps[number].admission.drain()
+    await cluster.look(number)
