@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 import structlog
-from grpc import aio
+from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
 from engine.cluster.fleet.access import NO_ACCESS, Access
