@@ -178,6 +178,8 @@ class Fleet:
             return
         if engine.load.restarting:
             link.give_up()
+        if self.links.get(link.address) is not link:
+            return  # it was taken off the list meanwhile
         self.engines[link.address] = engine
         self._compare(engine.server_version)
         was = link.replica.usable
@@ -230,7 +232,9 @@ class Fleet:
             self._tasks.pop(address).cancel()
             log.info("replica", address=address, usable=False, why="it is not listed any more")
             self._announce()
-            self._leaving.add(asyncio.create_task(link.close(_FINISH_S)))  # what runs there goes on
+            leaving = asyncio.create_task(link.close(_FINISH_S))  # what runs there goes on
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     async def _poll(self, link: Link) -> None:
         while True:

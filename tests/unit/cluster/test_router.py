@@ -65,6 +65,28 @@ async def test_a_fleet_tells_every_precision_that_it_computes_in(start: StartClu
         assert found.compute_dtype == "bfloat16, float32"
 
 
+async def test_replicas_that_fail_while_they_are_asked_have_answered(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they said is told, though none of them gets requests by then."""
+    async with start(2, router={"poll_s": 60}) as cluster:
+        fleet = cluster.router.fleet
+        overview = Overview(fleet, ask=True)
+        ask_all = overview._everybody
+
+        async def everybody(*args: Any) -> list[bytes]:
+            answers = await ask_all(*args)
+            for link in fleet.links.values():
+                fleet.failed(link)
+            return answers
+
+        monkeypatch.setattr(overview, "_everybody", everybody)
+        context = MagicMock(invocation_metadata=lambda: (), peer=lambda: "ipv4:127.0.0.1:1")
+        engine = await overview.GetEngine(engine_pb2.GetEngineRequest(), context)
+        assert not fleet.usable()
+        assert engine.engine == "2 of 2 replicas: fake"
+
+
 async def test_openai_over_the_router(start: StartCluster) -> None:
     """A fleet speaks OpenAI's API as one server does: models, answers, streams and refusals."""
     async with start() as cluster:
