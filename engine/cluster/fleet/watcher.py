@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
@@ -157,16 +158,23 @@ class Fleet:
         sent = link.replica.sent
         try:
             data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S, metadata=link.own)
+            engine = engine_pb2.GetEngineResponse.FromString(data)
         except aio.AioRpcError as error:
-            if link.reachable or not link.silent:
-                log.warning("a replica does not say how it is", address=link.address, why=words(error))
-            link.reachable, link.problem = False, "it does not answer"
-            link.silent += 1
-            if link.silent == _GIVE_UP:
-                link.give_up()
+            self._unheard(link, words(error))
+        except DecodeError:
+            self._unheard(link, "what answers there is no server of ours")
         else:
-            self._heard(link, engine_pb2.GetEngineResponse.FromString(data), sent)
+            self._heard(link, engine, sent)
         self._judge(link)
+
+    def _unheard(self, link: Link, why: str) -> None:
+        """A replica has not said how it is."""
+        if link.reachable or not link.silent:
+            log.warning("a replica does not say how it is", address=link.address, why=why)
+        link.reachable, link.problem = False, "it does not answer"
+        link.silent += 1
+        if link.silent == _GIVE_UP:
+            link.give_up()
 
     def _heard(self, link: Link, engine: engine_pb2.GetEngineResponse, sent: int) -> None:
         """A replica has said how it is; it knows of `sent` requests of this router."""
