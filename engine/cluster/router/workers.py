@@ -120,9 +120,12 @@ class _Worker:
         self._listen()
         if alive:
             return
-        if not self._ready:
-            raise self._problem or SystemExit(1)  # without one it was killed, or has told its traceback
         code, problem = self.process.exitcode, str(self._problem or "")
+        if not self._ready:
+            if self._problem:
+                raise self._problem
+            log.error("a router process has died before it was ready", exitcode=code)
+            raise SystemExit(1)
         log.error("a router process has died and is started again", exitcode=code, problem=problem)
         self._start()
 
