@@ -58,7 +58,7 @@ gRPC's own answers. Messages never hold paths outside the caller's own upload, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class LoraplexError(Exception):
@@ -73,6 +73,10 @@ class LoraplexError(Exception):
         self.message = message
         if fix is not None:
             self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets it as it is: an `__init__` of a subclass takes other things than the message."""
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class InvalidRequest(LoraplexError):

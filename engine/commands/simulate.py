@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -90,20 +91,20 @@ def simulate(
             simulation = Simulation(name, model, fleet, replace(traffic, load=share), routers, deaths)
             results.append(simulation.run(lambda done, task=task: bar.update(task, completed=done)))  # type: ignore[misc]
             bar.update(task, completed=1.0)
+    if as_json:
+        facts = {"engine": model.name, "source": model.source, "adapters": adapters, "requests": requests, "zipf": zipf}
+        more = {"burst": burst, "deaths": deaths, "routers": routers, "seed": seed}
+        write_json(facts | more | {"results": [asdict(result) for result in results]})
+    else:
+        out.print(f"{model.name}: {model.source}", highlight=False, soft_wrap=True)
+        for fleet, share in points:
+            _print([one for one in results if (one.replicas, one.load) == (fleet, share)])
     if chart:
         from engine.cluster.simulation.chart import draw
 
         fleets = " to ".join(str(number) for number in dict.fromkeys((points[0][0], points[-1][0])))
         shares = " to ".join(f"{share:g}" for share in dict.fromkeys((points[0][1], points[-1][1])))
         draw(results, f"{fleets} {model.name} engines, {adapters:,} adapters, load {shares}", chart)
-    if as_json:
-        facts = {"engine": model.name, "source": model.source, "adapters": adapters, "requests": requests, "zipf": zipf}
-        more = {"burst": burst, "deaths": deaths, "routers": routers, "seed": seed}
-        write_json(facts | more | {"results": [asdict(result) for result in results]})
-        return
-    out.print(f"{model.name}: {model.source}", highlight=False, soft_wrap=True)
-    for fleet, share in points:
-        _print([one for one in results if (one.replicas, one.load) == (fleet, share)])
 
 
 def _points(fleets: list[int], loads: list[float], deaths: int) -> list[tuple[int, float]]:
@@ -123,6 +124,12 @@ def _check_chart(chart: Path | None) -> None:
         raise InvalidRequest("--chart", f"{chart.name!r} does not end in .png")
     if find_spec("matplotlib") is None:
         raise InvalidRequest("--chart", "needs matplotlib: pip install 'loraplex[bench]'")
+    try:
+        chart.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest("--chart", f"{chart} cannot be written: {error.strerror}") from error
+    if not os.access(chart if chart.exists() else chart.parent, os.W_OK):
+        raise InvalidRequest("--chart", f"{chart} cannot be written")
 
 
 def _print(results: list[Result]) -> None:

@@ -19,7 +19,7 @@ import grpc
 import structlog
 from grpc import aio
 
-from engine.errors import InternalError, LoraplexError, NotReady, Overloaded, QuotaExceeded, Stalled
+from engine.errors import Draining, InternalError, LoraplexError, NotReady, Overloaded, QuotaExceeded, Stalled
 from engine.server import stalls
 from engine.server.call import Call, Context
 from engine.server.identity import Identity, Principal, act_as
@@ -42,10 +42,14 @@ class CallObserver(Protocol):
 
 
 class Boundary(aio.ServerInterceptor):
-    """Wraps every handler. Set `ready` once the engine can generate. Without `identity` nobody is asked who they are."""
+    """Wraps every handler. Set `ready` once the engine can generate, and `draining` when no more calls are to come.
+
+    Without `identity` nobody is asked who they are.
+    """
 
     def __init__(self, metrics: CallObserver, max_calls: int, identity: Identity | None = None) -> None:
         self.ready = False
+        self.draining = False
         self.tracing: Tracing | None = None
         self._metrics = metrics
         self._identity = identity
@@ -61,7 +65,7 @@ class Boundary(aio.ServerInterceptor):
     ) -> Any:
         """Return the method's handler with the boundary around it."""
         method = str(handler_call_details.method)
-        if method.startswith(_OURS) and not self.ready:
+        if method.startswith(_OURS) and (self.draining or not self.ready):
             return self._closed(method)
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -69,11 +73,11 @@ class Boundary(aio.ServerInterceptor):
         return self._wrapped(handler, method)
 
     def _closed(self, method: str) -> Any:
-        """A handler that refuses calls of any kind: the services do not exist before the engine does."""
+        """A handler that refuses calls of any kind: the services do not exist before the engine does, or are about to end."""
 
         async def refuse(_: bytes, context: Context) -> None:
             async with self._call(method, context, "ours"):
-                raise NotReady
+                raise Draining if self.draining else NotReady
 
         return grpc.unary_unary_rpc_method_handler(refuse)
 

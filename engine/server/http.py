@@ -19,6 +19,9 @@ FIRST_REQUEST_S = 20.0  # a connection that has sent no request by then is close
 _HANDSHAKE_S = 10.0  # less than that, so that it is over by then
 _IDLE_S = 75.0  # between requests of a connection
 _BACKLOG = 512
+_CLOSE_S = (
+    0.5  # for answers under way when the port closes; aiohttp takes it twice: it waits, then tells and waits again
+)
 
 
 class Page(Protocol):
@@ -66,6 +69,9 @@ class SidePort:
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._leaving = False
+        self._under_way = 0  # requests
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def start(self, host: str, port: int, *, share: bool = False) -> int:
         """Listen, with `share` beside others; returns the port, which matters when 0 was asked for. Raises AddressInUse."""
@@ -83,6 +89,7 @@ class SidePort:
             logger=_log(),
             handler_cancellation=True,  # who hangs up frees its place
             keepalive_timeout=_IDLE_S,
+            shutdown_timeout=_CLOSE_S,
         )
         await self._runner.setup()
         context = self._tls.context if self._tls else None
@@ -117,8 +124,12 @@ class SidePort:
         if self._listening:
             self._listening.close()
 
+    async def until_idle(self) -> None:
+        """Return when no request is under way."""
+        await self._idle.wait()
+
     async def stop(self) -> None:
-        """Close the port."""
+        """Close the port; what is under way then is cut within a second."""
         self.leave()
         for timer in self._silent.values():
             timer.cancel()
@@ -131,8 +142,15 @@ class SidePort:
         """A request has come by this connection."""
         if timer := self._silent.pop(request.protocol, None):
             timer.cancel()
-        answer: web.StreamResponse = await handler(request)
-        return answer
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
 
     async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
         if self._leaving:

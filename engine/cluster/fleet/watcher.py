@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
 from engine.api.loraplex.v1 import adapters_pb2, engine_pb2
@@ -158,19 +159,26 @@ class Fleet:
         """What a replica says; its calls are given up if that is nothing for the third time, or that its engine restarts."""
         try:
             data = await link.unary(GET_ENGINE)(_ASK, timeout=_TIMEOUT_S, metadata=link.own)
+            engine = engine_pb2.GetEngineResponse.FromString(data)
         except aio.AioRpcError as error:
-            if link.reachable or not link.silent:
-                log.warning("a replica does not say how it is", address=link.address, why=words(error))
-            link.reachable, link.problem = False, "it does not answer"
-            link.silent += 1
-            if link.silent == _GIVE_UP:
-                link.give_up()
+            self._unheard(link, words(error))
             return None
-        engine = engine_pb2.GetEngineResponse.FromString(data)
+        except DecodeError:
+            self._unheard(link, "what answers there is no server of ours")
+            return None
         link.silent = 0
         if engine.load.restarting:
             link.give_up()
         return engine
+
+    def _unheard(self, link: Link, why: str) -> None:
+        """A replica has not said how it is."""
+        if link.reachable or not link.silent:
+            log.warning("a replica does not say how it is", address=link.address, why=why)
+        link.reachable, link.problem = False, "it does not answer"
+        link.silent += 1
+        if link.silent == _GIVE_UP:
+            link.give_up()
 
     def _heard(self, link: Link, engine: engine_pb2.GetEngineResponse, sent: int) -> None:
         """A replica has said how it is; it knows of `sent` requests of this router."""
@@ -179,6 +187,8 @@ class Fleet:
         link.reachable, link.doubted = not link.problem, False
         if stranger:
             return
+        if self.links.get(link.address) is not link:
+            return  # it was taken off the list meanwhile
         self.engines[link.address] = engine
         self._compare(engine.server_version)
         was = link.replica.usable
@@ -231,16 +241,20 @@ class Fleet:
             self._tasks.pop(address).cancel()
             log.info("replica", address=address, usable=False, why="it is not listed any more")
             self._announce()
-            self._leaving.add(asyncio.create_task(self._finish(link)))
+            leaving = asyncio.create_task(self._finish(link))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     async def _finish(self, link: Link) -> None:
         """Let what runs on a replica that is not listed any more go on there, unless that falls silent."""
         until = time.monotonic() + _FINISH_S
-        while link.calls and time.monotonic() < until:
-            await self._ask(link)
-            await asyncio.sleep(self._poll_s)
-        link.give_up()
-        await link.close()
+        try:
+            while link.calls and time.monotonic() < until:
+                await self._ask(link)
+                await asyncio.sleep(self._poll_s)
+        finally:
+            link.give_up()
+            await link.close()
 
     async def _poll(self, link: Link) -> None:
         while True:

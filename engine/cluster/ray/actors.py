@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from engine.cluster.ray.control import fleet_of
 from engine.cluster.ray.fleet import HEARTBEAT_S
 from engine.cluster.ray.folders import fresh_folder, own_folder
 from engine.cluster.ray.scaling import ADAPTERS, BUSY, MEMORY, TOKENS
+from engine.cluster.routing import Report
 from engine.cluster.routing.warming import to_pin, to_warm
 from engine.config import ClusterSettings, RouterSettings, Settings, load
 
@@ -45,20 +47,37 @@ class EngineReplica:
         ):
             self._child = ServerChild(settings | {"cache": str(cache)}, folder, keeps=(cache_lock, lock))
         self._engine = await asyncio.to_thread(self._child.wait_ready, _START_S)
-        await self._warm()
+        before = await self._warm()
         self._drained = False
         self._task = asyncio.create_task(self._beat())
         await asyncio.sleep(_KNOWN_S)  # Ray drains an old one as soon as this returns
+        with suppress(ray.exceptions.RayError):
+            await self._pin_since(before)
 
-    async def _warm(self) -> None:
-        """Load what the others have pinned and what will be asked for here, before anybody knows of this replica."""
-        reports = await self._fleet.reports.remote()
-        others = {name: to_report(engine_pb2.GetEngineResponse.FromString(data)) for name, data in reports.items()}
-        report = to_report(self._engine)
+    async def _warm(self) -> dict[str, Report]:
+        """Load what the others have pinned and what will be asked for here, before anybody knows of this replica.
+
+        Returns what they said of themselves.
+        """
+        others, report = await _reports(self._fleet), to_report(self._engine)
         for ref in to_pin(report, others):
             await asyncio.to_thread(self._child.pin, ref)
         for ref in to_warm(self._child.address, report, others):
             await asyncio.to_thread(self._child.preload, ref)
+        return others
+
+    async def _pin_since(self, before: Mapping[str, Report]) -> None:
+        """Pin, and let go, what the others were told to while no router knew of this replica."""
+        now, report = await _reports(self._fleet), to_report(self._engine)
+        now.pop(self._child.address, None)
+        known, wanted = to_pin(report, before), to_pin(report, now)
+        for ref in wanted:
+            if ref not in known:
+                await asyncio.to_thread(self._child.pin, ref)
+        if before.keys() <= now.keys():  # else it is perhaps kept by one that is away
+            for ref in known:
+                if ref not in wanted:
+                    await asyncio.to_thread(self._child.pin, ref, pinned=False)
 
     async def _beat(self) -> None:
         while True:
@@ -161,6 +180,12 @@ def router_settings(spec: ClusterSettings, file: Path) -> dict[str, Any]:
         "allow_remote": spec.allow_remote, "share_port": True, "log_format": "json",
     }  # fmt: skip
     return load(RouterSettings, **(given | spec.router)).model_dump(mode="json")
+
+
+async def _reports(fleet: Any) -> dict[str, Report]:
+    """What each replica last told the Fleet of itself, by address."""
+    reports = await fleet.reports.remote()
+    return {name: to_report(engine_pb2.GetEngineResponse.FromString(data)) for name, data in reports.items()}
 
 
 def _own_address() -> str:

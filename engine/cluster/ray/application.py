@@ -49,8 +49,9 @@ def build(args: dict[str, Any]) -> Any:
     before = remembered(spec.name)
     engines = assigned(spec.bases, before.engines if before else {})
     more = max(0, spec.engines - (before.spec.engines if before else 0))
-    remember(Remembered(spec, engines))
-    return application(spec, engines, room=_has_room(spec, more + len(engines)))
+    made = application(spec, engines, room=_has_room(spec, more + len(engines)))
+    remember(Remembered(spec, engines))  # not before: what is refused changes nothing, so nothing may go by it
+    return made
 
 
 def application(spec: ClusterSettings, engines: Mapping[str, str], *, room: bool) -> Any:

@@ -188,10 +188,10 @@ class ServerChild(Child):
             self.kill()  # one that is stopped would not notice that its parent is gone, and keep what it has
             raise ChildDied(f"it has not answered for {limit_s:.0f} s")
 
-    def pin(self, ref: str) -> bool:
-        """Load an adapter and keep it; whether it worked."""
+    def pin(self, ref: str, *, pinned: bool = True) -> bool:
+        """Load an adapter and keep it, or no longer keep it; whether it worked."""
         try:
-            asked = adapters_pb2.PinAdapterRequest(adapter=ref, pinned=True)
+            asked = adapters_pb2.PinAdapterRequest(adapter=ref, pinned=pinned)
             self._adapters.PinAdapter(asked, timeout=60, metadata=self._metadata)
         except grpc.RpcError:
             return False

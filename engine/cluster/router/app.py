@@ -95,8 +95,11 @@ class RouterApp:
         await self._tell()
         if self._server:
             if self.settings.share_port:
-                await self._hand_over()
-            await self._server.stop(grace=max(0.0, until - time.monotonic()))
+                await self._hand_over()  # who still has an HTTP connection gets an answer, the last one by it
+            else:
+                self.boundary.draining = True  # the HTTP port stays open, for /metrics and /readyz
+            left = max(0.0, until - time.monotonic())
+            await asyncio.gather(self._server.stop(grace=left), self._until_idle(left))
         for task in (self._telling, self._following, self._pacing):
             if task:
                 task.cancel()
@@ -107,6 +110,12 @@ class RouterApp:
         for claim in self._claims:
             claim.close()
         log.info("stopped")
+
+    async def _until_idle(self, timeout_s: float) -> None:
+        """Wait for answers over HTTP, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.side_port.until_idle()
 
     async def _hand_over(self) -> None:
         """Leave the ports to the others who listen there; gRPC's clients are sent to them when the server stops."""

@@ -39,8 +39,8 @@ class Overview(engine_pb2_grpc.EngineServiceServicer):
         engines = await self._engines(context)
         if not engines:
             raise NoReplica
-        main = self._fleet.replicas.bases()[0]
-        first = next((engine for engine in engines if engine.base.fingerprint == main), engines[0])
+        main = self._fleet.replicas.bases()[:1]  # none, if those who answered get no requests any more
+        first = next((engine for engine in engines if engine.base.fingerprint in main), engines[0])
         dtypes = {engine.compute_dtype for engine in engines if engine.base.fingerprint == first.base.fingerprint}
         return pb.GetEngineResponse(
             base=first.base,

@@ -6,8 +6,10 @@ import asyncio
 import multiprocessing
 import os
 import socket
+import sys
+from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import Connection
 
 import structlog
 import uvloop
@@ -15,7 +17,7 @@ import uvloop
 from engine.cluster.fleet import DnsSource, FileSource, Source, StaticSource
 from engine.cluster.router.app import RouterApp
 from engine.config import RouterSettings
-from engine.errors import BadConfiguration
+from engine.errors import BadConfiguration, LoraplexError
 from engine.server import logs
 from engine.server.process_end import END_WITH_PARENT, told_to_end
 
@@ -27,7 +29,10 @@ _LOOK_S = 0.2  # between looks at the workers
 
 
 def run(settings: RouterSettings) -> None:
-    """Run until SIGTERM or SIGINT. A worker that dies is started again."""
+    """Run until SIGTERM or SIGINT. A worker that dies is started again.
+
+    Raises what keeps a router from starting: a worker that was never ready ends them all.
+    """
     source_of(settings)  # a broken list is told once, here
     if settings.workers == 1:
         _work(settings)
@@ -46,13 +51,14 @@ def source_of(settings: RouterSettings) -> Source:
     return StaticSource(address.strip() for address in settings.replicas.split(","))
 
 
-async def serve(settings: RouterSettings) -> None:
-    """Run one router in this process until SIGTERM or SIGINT."""
+async def serve(settings: RouterSettings, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run one router in this process until SIGTERM or SIGINT; `on_ready` is called when it takes calls."""
     app = RouterApp(settings, source_of(settings))
     try:
         with told_to_end() as ending:
             await app.start()
             _tell_ready()
+            on_ready()
             await ending.wait()
     finally:
         await app.stop()
@@ -65,10 +71,10 @@ def _tell_ready() -> None:
             told.sendto(b"READY=1", address)
 
 
-def _work(settings: RouterSettings) -> None:
+def _work(settings: RouterSettings, on_ready: Callable[[], None] = lambda: None) -> None:
     logs.configure(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, on_ready))
 
 
 async def _supervise(settings: RouterSettings) -> None:
@@ -78,30 +84,63 @@ async def _supervise(settings: RouterSettings) -> None:
         for number in range(settings.workers)
     ]
     with told_to_end() as ending:
-        workers = [_started(one) for one in own]
-        while not ending.is_set():
-            for number, worker in enumerate(workers):
-                if not worker.is_alive():
-                    log.error("a router process has died and is started again", exitcode=worker.exitcode)
-                    workers[number] = _started(own[number])
-            try:
-                await asyncio.wait_for(ending.wait(), _LOOK_S)
-            except TimeoutError:
-                continue
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        await asyncio.to_thread(worker.join)
+        workers = [_Worker(one) for one in own]
+        try:
+            while not ending.is_set():
+                for worker in workers:
+                    worker.look()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ending.wait(), _LOOK_S)
+        finally:
+            for worker in workers:
+                worker.process.terminate()
+            for worker in workers:
+                await asyncio.to_thread(worker.process.join)
 
 
-def _started(settings: RouterSettings) -> SpawnProcess:
-    spawn = multiprocessing.get_context("spawn")  # gRPC dislikes forks
-    worker = spawn.Process(target=_work_under, args=(settings, os.getpid()))
-    worker.start()
-    return worker
+class _Worker:
+    """One of the router processes, and the next one in its place."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._ready = False  # it was once, so that what ends it is no setting
+        self._start()
+
+    def _start(self) -> None:
+        spawn = multiprocessing.get_context("spawn")  # gRPC dislikes forks
+        self._said, says = spawn.Pipe(duplex=False)
+        self._problem: Exception | None = None  # that it ends with
+        self.process = spawn.Process(target=_work_under, args=(self._settings, os.getpid(), says))
+        self.process.start()
+        says.close()  # here: that end is the process's own
+
+    def look(self) -> None:
+        """Start it again if it has died. Raises what it died of if it was never ready."""
+        alive = self.process.is_alive()  # asked first: what a dead one had to say is there
+        self._listen()
+        if alive:
+            return
+        code, problem = self.process.exitcode, str(self._problem or "")
+        if not self._ready:
+            if self._problem:
+                raise self._problem
+            log.error("a router process has died before it was ready", exitcode=code)
+            raise SystemExit(1)
+        log.error("a router process has died and is started again", exitcode=code, problem=problem)
+        self._start()
+
+    def _listen(self) -> None:
+        with suppress(EOFError):
+            while self._said.poll():
+                self._problem = self._said.recv()
+                self._ready = self._ready or self._problem is None
 
 
-def _work_under(settings: RouterSettings, supervisor: int) -> None:
+def _work_under(settings: RouterSettings, supervisor: int, says: Connection) -> None:
     """Work until the supervisor is gone; who started that one is the supervisor's to watch."""
     os.environ[END_WITH_PARENT] = str(supervisor)
-    _work(settings)
+    try:
+        _work(settings, on_ready=lambda: says.send(None))
+    except (LoraplexError, OSError) as error:
+        says.send(error)
+        sys.exit(1)

@@ -1,11 +1,11 @@
 """The choice of a replica for one request.
 
 Each adapter has an order of preference among the replicas (rendezvous hashing). Its candidates are the first ones of that
-order, as many as its traffic needs, and whoever holds it already; a candidate whose load is far above the mean is passed
-over, and the next one of the order takes its place (bounded loads: Mirrokni, Thorup & Zadimoghaddam, SODA 2018). Of the
-candidates the one with the least estimated time to first token gets the request. If that is more than two loads away, a
-fresh copy is cheaper, so the first replicas of the order that are not overloaded compete too. All that this needs is in the
-replicas' reports, so several routers choose alike without talking to each other.
+order, as many as its traffic needs, and a few of the next that hold it already; a candidate whose load is far above the
+mean is passed over, and the next one of the order takes its place (bounded loads: Mirrokni, Thorup & Zadimoghaddam, SODA
+2018). Of the candidates the one with the least estimated time to first token gets the request. If that is more than two
+loads away, a fresh copy is cheaper, so the first replicas of the order that are not overloaded compete too. All that this
+needs is in the replicas' reports, so several routers choose alike without talking to each other.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Replicas:
         replica.report, replica.known = report, replica.sent if known is None else min(known, replica.sent)
         if (old.base, old.places, usable) != (report.base, report.places, replica.usable):
             self._regroup()
-        elif replica.usable and (group := self._groups.get(report.base)):
+        elif group := self._summed(replica):
             group.active += replica.active - before
             group.count(old, -1)
             group.count(report, 1)
@@ -135,8 +135,13 @@ class Replicas:
         before = replica.active
         replica.sent += change
         replica.known = min(replica.known, replica.sent)
-        if replica.usable and (group := self._groups.get(replica.report.base)):
+        if group := self._summed(replica):
             group.active += replica.active - before
+
+    def _summed(self, replica: Replica) -> Group | None:
+        """The sums that it is part of, if there are any: requests of one that has left may end long after."""
+        listed = self.by_id.get(replica.id) is replica
+        return self._groups.get(replica.report.base) if listed and replica.usable else None
 
     def group(self, base: str) -> Group:
         """The usable replicas of a base."""

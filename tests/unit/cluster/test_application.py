@@ -21,7 +21,8 @@ with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
     from ray import serve
     from ray.serve._private.version import DeploymentVersion
 
-    from engine.cluster.ray.application import application, assigned, checked_environment
+    from engine.cluster.ray.application import application, assigned, build, checked_environment
+    from engine.cluster.ray.control import Remembered
 
 FIRST, SECOND = "EngineReplica", "SecondEngineReplica"
 A, B, C = Path("/models/a"), Path("/models/b"), Path("/models/c")
@@ -148,6 +149,22 @@ def test_who_has_which_base(bases: list[Path], before: dict[str, Path], wanted: 
     """A base that runs stays where it is; a new main one takes the old one's place; the main one is the first."""
     found = assigned([str(each) for each in bases], {name: str(model) for name, model in before.items()})
     assert list(found.items()) == [(name, str(model)) for name, model in wanted.items()]
+
+
+def test_what_is_refused_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next change would take the refused bases for those that run, and swap them."""
+    kept: list[Remembered] = []
+    where = "engine.cluster.ray.application"
+    monkeypatch.setattr(f"{where}.start_fleet", MagicMock())
+    monkeypatch.setattr(f"{where}.remembered", lambda _: kept[-1] if kept else None)
+    monkeypatch.setattr(f"{where}.remember", kept.append)
+    monkeypatch.setattr(f"{where}._has_room", lambda *_: True)
+    build({"ray": "auto", "model": str(A)})
+    with pytest.raises(BadConfiguration):
+        build({"ray": "auto", "model": str(B), "replicas": 5, "engine": {"max_residnt": 16}})
+    assert [(dict(each.engines), each.spec.replicas) for each in kept] == [({FIRST: str(A)}, 2)]
+    build({"ray": "auto", "model": str(A), "next_model": str(B)})
+    assert kept[-1].engines == {FIRST: str(A), SECOND: str(B)}
 
 
 def test_engines_are_replaced_in_advance_only_where_there_is_room() -> None:

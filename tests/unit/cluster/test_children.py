@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock, call
@@ -253,6 +254,35 @@ async def test_a_new_replica_gets_the_pins_of_the_others() -> None:
     assert [name for name, _, _ in loaded] == ["preload"] * 3
 
 
+async def test_pins_that_change_while_a_new_replica_warms_up() -> None:
+    """No router knows of it then: it follows as soon as they all do, and lets go of nothing while somebody is away."""
+    with warnings.catch_warnings(action="ignore"):  # Ray's own, about pydantic
+        pytest.importorskip("ray")
+        kind = pytest.importorskip("engine.cluster.ray.actors").EngineReplica
+    limits = engine_pb2.Limits(max_running=8, max_resident=4)
+
+    def said(*pinned: str) -> bytes:
+        resident = [engine_pb2.ResidentAdapter(name=name, version="v1", pinned=True) for name in pinned]
+        return engine_pb2.GetEngineResponse(limits=limits, resident=resident).SerializeToString()
+
+    replica = MagicMock(_engine=engine_pb2.GetEngineResponse(limits=limits))
+    replica._child.address = "new:1"
+    replica._fleet.reports.remote = AsyncMock(return_value={"old:1": said("kept", "dropped")})
+    before = await kind._warm(replica)
+    for now, wanted in (
+        ({"old:1": said("kept", "dropped"), "new:1": said("kept", "dropped")}, []),
+        (
+            {"old:1": said("kept", "more"), "new:1": said("dropped")},
+            [call("more@v1"), call("dropped@v1", pinned=False)],
+        ),
+        ({"other:1": said("kept", "more")}, [call("more@v1")]),
+    ):
+        replica._child.pin.reset_mock()
+        replica._fleet.reports.remote.return_value = now
+        await kind._pin_since(replica, before)
+        assert replica._child.pin.call_args_list == wanted
+
+
 async def test_pins_of_a_server(start: StartCluster) -> None:
     """It says whether the adapter is there to stay."""
     async with start(1) as cluster:
@@ -261,10 +291,12 @@ async def test_pins_of_a_server(start: StartCluster) -> None:
             child = MagicMock(_adapters=adapters_pb2_grpc.AdapterServiceStub(channel), _metadata=())
             assert await asyncio.to_thread(ServerChild.pin, child, "support@v1")
             assert not await asyncio.to_thread(ServerChild.pin, child, "support@v2")
-        assert cluster.residents(0) == {"support@v1"}
-        generator = cluster.apps[0].generator
-        assert generator
-        assert all(one.pinned for one in generator.residency.residents())
+            assert cluster.residents(0) == {"support@v1"}
+            generator = cluster.apps[0].generator
+            assert generator
+            assert all(one.pinned for one in generator.residency.residents())
+            assert await asyncio.to_thread(partial(ServerChild.pin, child, "support@v1", pinned=False))
+            assert not any(one.pinned for one in generator.residency.residents())
 
 
 async def test_a_router_follows_the_fleet_whatever_happens(actors: Any, monkeypatch: pytest.MonkeyPatch) -> None:

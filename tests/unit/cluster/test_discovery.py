@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import pytest
 
 from engine.api.loraplex.v1 import engine_pb2
+from engine.cluster.fleet import watcher
 from engine.cluster.router.discovery import Discovery
 from tests.unit.cluster.conftest import Cluster, StartCluster
+from tests.unit.server.conftest import until
 
 
 async def discovered(cluster: Cluster) -> list[dict[str, Any]]:
@@ -41,6 +44,26 @@ async def test_a_server_that_does_not_answer_stays_a_target(start: StartCluster)
         assert len(await discovered(cluster)) == 2
         await cluster.router.fleet._adopt({cluster.addresses[1]})
         assert [one["labels"]["replica"] for one in await discovered(cluster)] == cluster.addresses[1:]
+
+
+async def test_an_answer_after_a_server_was_taken_off_the_list(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It brings nothing back; nor is anything kept of connections that are closed."""
+    async with start(2, router={"poll_s": 60}) as cluster:
+        fleet = cluster.router.fleet
+        link = fleet.links[cluster.addresses[0]]
+        get_engine = link.unary(watcher.GET_ENGINE)
+
+        async def answer(*args: Any, **options: Any) -> Any:
+            found = await get_engine(*args, **options)
+            await fleet._adopt({cluster.addresses[1]})
+            return found
+
+        monkeypatch.setattr(link, "unary", lambda _: answer)
+        await fleet.look(link)
+        assert list(fleet.engines) == cluster.addresses[1:]
+        await until(lambda: not fleet._leaving)
 
 
 def test_targets_behind_tls() -> None:

@@ -1,11 +1,16 @@
-"""Routers that take each other's place at one port, under load: no call is refused or lost."""
+"""Routers that share a port, or take each other's place there under load: no call is refused or lost."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import socket
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -15,9 +20,9 @@ import pytest
 from engine.client import AsyncClient, RequestError
 from engine.client.testing import write_base
 from engine.cluster.ray.children import RouterChild
-from engine.cluster.router import ports
+from engine.cluster.router import ports, workers
 from engine.config import RouterSettings, load
-from engine.errors import AddressInUse
+from engine.errors import AddressInUse, BadConfiguration
 from loadtest.ports import free_port
 from tests.unit.cluster.load import Load
 from tests.unit.cluster.process import Process
@@ -103,3 +108,61 @@ async def test_another_fleets_port_is_not_shared() -> None:
     with ports.claim(port, "one"), ports.claim(port, "one"), pytest.raises(AddressInUse):
         ports.claim(port, "two")
     ports.claim(port, "two").close()
+
+
+@pytest.mark.timeout(60)
+def test_routers_that_cannot_start_say_why_and_end() -> None:
+    """Several do as one does: they are not started again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        where = ("--replicas", "127.0.0.1:1", "--port", port, "--http-port", "0")
+        command = (sys.executable, "-m", "engine.cli", "router", "--workers", "2", *where)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    said = ended.stderr.splitlines()
+    assert said[-2:] == [f"error: cannot listen on 127.0.0.1:{port} (gRPC)", f"fix: {AddressInUse.fix}"]
+
+
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> list[list[Exception | None]]:
+    """What each router process says in its life, which is over at once; the one after them stays."""
+    said: list[list[Exception | None]] = []
+
+    def process(*, target: object, args: tuple[Any, ...]) -> Any:
+        def start() -> None:
+            for each in words or ():
+                args[-1].send(each)
+
+        words = said.pop(0) if said else None
+        return SimpleNamespace(start=start, is_alive=lambda: words is None, exitcode=1)
+
+    spawn = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=process)
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda _: spawn)
+    return said
+
+
+@pytest.mark.parametrize("problem", [AddressInUse("127.0.0.1:1"), BadConfiguration("no such file", fix="Write it.")])
+def test_what_kept_a_router_from_starting_is_told(lives: Any, problem: Any) -> None:
+    """As it was in the process that it kept."""
+    lives.append([problem])
+    with pytest.raises(type(problem)) as told:
+        workers._Worker(RouterSettings()).look()
+    assert (told.value.message, told.value.fix) == (problem.message, problem.fix)
+
+
+def test_a_router_that_died_before_it_was_ready_is_not_started_again(lives: Any) -> None:
+    """Killed, or by a bug that it has told itself."""
+    lives.append([])
+    with pytest.raises(SystemExit, match="1"):
+        workers._Worker(RouterSettings()).look()
+
+
+def test_a_router_that_was_ready_is_started_again(lives: Any) -> None:
+    """And once more, if its successor cannot start: the others go on meanwhile."""
+    lives += [[None], [AddressInUse("127.0.0.1:1")], []]
+    worker = workers._Worker(RouterSettings())
+    for _ in range(3):
+        assert not worker.process.is_alive()
+        worker.look()
+    assert worker.process.is_alive()

@@ -18,7 +18,7 @@ from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.cluster.fleet import watcher
 from engine.cluster.router.adapters import AdapterFanOut
 from engine.cluster.router.overview import Overview
-from engine.server import boundary, engine_info
+from engine.server import boundary, engine_info, http
 from tests.unit.cluster.conftest import StartCluster
 from tests.unit.server.conftest import all_of, ask, ask_stream, refused, until
 
@@ -65,6 +65,28 @@ async def test_a_fleet_tells_every_precision_that_it_computes_in(start: StartClu
         assert found.compute_dtype == "bfloat16, float32"
 
 
+async def test_replicas_that_fail_while_they_are_asked_have_answered(
+    start: StartCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they said is told, though none of them gets requests by then."""
+    async with start(2, router={"poll_s": 60}) as cluster:
+        fleet = cluster.router.fleet
+        overview = Overview(fleet, ask=True)
+        ask_all = overview._everybody
+
+        async def everybody(*args: Any) -> list[bytes]:
+            answers = await ask_all(*args)
+            for link in fleet.links.values():
+                fleet.failed(link)
+            return answers
+
+        monkeypatch.setattr(overview, "_everybody", everybody)
+        context = MagicMock(invocation_metadata=lambda: (), peer=lambda: "ipv4:127.0.0.1:1")
+        engine = await overview.GetEngine(engine_pb2.GetEngineRequest(), context)
+        assert not fleet.usable()
+        assert engine.engine == "2 of 2 replicas: fake"
+
+
 async def test_openai_over_the_router(start: StartCluster) -> None:
     """A fleet speaks OpenAI's API as one server does: models, answers, streams and refusals."""
     async with start() as cluster:
@@ -88,6 +110,38 @@ async def test_openai_over_the_router(start: StartCluster) -> None:
         assert {one.name: one.requests for one in activity.adapters} == {"": 1, "support": 3}
         assert activity.ready
         assert [one.text for one in activity.events if one.kind == "published"] == ["support@v1"]
+
+
+async def test_a_drain_waits_for_answers_over_http(start: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that stops lets them end as it does gRPC's, refuses new calls meanwhile, and says that it is not ready."""
+    monkeypatch.setattr(http, "_CLOSE_S", 0.05, raising=False)
+    async with start(1, token_interval_s=0.5, router={"drain_s": 60}) as cluster, aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{cluster.router.http_port}"
+        asked = {"model": "base", "prompt": "hi", "max_tokens": 50, "temperature": 0, "stream": True}
+        async with session.post(f"{url}/v1/completions", json=asked) as answer:
+            assert b"text" in await answer.content.readline()
+            stopping = asyncio.create_task(cluster.router.stop())
+            await until(lambda: cluster.router._draining)
+            async with session.post(f"{url}/v1/completions", json=asked) as late:
+                assert (late.status, (await late.json())["error"]["code"]) == (503, "draining")
+            async with session.get(f"{url}/readyz") as ready:
+                assert ready.status == 503
+            assert not stopping.done()
+            cluster.engines[0].token_interval_s = 0
+            assert b"[DONE]" in await answer.content.read()
+        await asyncio.wait_for(stopping, 20)
+
+
+async def test_a_drain_ends_in_time_over_http(start: StartCluster) -> None:
+    """What is still under way at its end is cut, over HTTP as over gRPC."""
+    async with start(1, token_interval_s=0.5, router={"drain_s": 0.2}) as cluster, aiohttp.ClientSession() as session:
+        asked = {"model": "base", "prompt": "hi" * 100, "max_tokens": 200, "temperature": 0, "stream": True}
+        url = f"http://127.0.0.1:{cluster.router.http_port}/v1/completions"
+        async with session.post(url, json=asked) as answer:
+            assert b"text" in await answer.content.readline()
+            await asyncio.wait_for(cluster.router.stop(), 10)
+            with pytest.raises(aiohttp.ClientError):
+                await answer.content.read()
 
 
 async def test_request_id_and_tenant_reach_the_replica(start: StartCluster) -> None:

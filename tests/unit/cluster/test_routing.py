@@ -259,3 +259,21 @@ def test_the_sums_stay_right() -> None:
         for one in usable:
             totals.update(one.report.in_use)
         assert +group.in_use == totals
+
+
+def test_what_ends_at_a_replica_that_has_left_is_nobody_elses() -> None:
+    """Its requests end, and reports come, when it is no longer part of the sums; nor is the next one of its name."""
+    replicas = fleet(2)
+    left = replicas.by_id["r0"]
+    for _ in range(9):
+        replicas.begin(left)
+    replicas.remove("r0")
+    assert replicas.group(BASE).active == 0
+    replicas.end(left)
+    replicas.reported(left, Report(BASE, 8, 4, running=3, in_use={"support": 3}))
+    assert (replicas.group(BASE).active, replicas.group(BASE).in_use.total()) == (0, 0)
+    replicas.add(Replica("r0", Report(BASE, 8, 4, running=1)))
+    assert replicas.group(BASE).active == 1
+    for _ in range(8):
+        replicas.end(left)
+    assert replicas.group(BASE).active == 1

@@ -251,6 +251,7 @@ def test_command_over_loads(tmp_path: Path) -> None:
         (("--deaths", "16"), "leave none of 16 engines"),
         (("--replicas", "4", "--replicas", "8", "--load", "0.5", "--load", "0.6"), "not both"),
         (("--chart", "loads.jpg"), "does not end in .png"),
+        (("--chart", "/dev/null/loads.png"), "cannot be written"),
         (("--replicas", "513"), "should be less than or equal to 512"),
         (("--replicas", "0"), "should be greater than or equal to 1"),
         (("--adapters", "100001"), "should be less than or equal to 100000"),

@@ -1,4 +1,4 @@
-"""Where a router's replicas come from: a DNS name that has several addresses."""
+"""Where a router's replicas come from: a DNS name that has several addresses; and what is none."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator, Set
 from contextlib import aclosing
 from typing import Any
 
+import grpc
 import pytest
+from grpc import aio
 
-from engine.cluster.fleet import DnsSource, Fleet, sources
+from engine.cluster.fleet import DnsSource, Fleet, StaticSource, sources
 from engine.cluster.router.workers import source_of
 from engine.config import RouterSettings
 from engine.errors import BadConfiguration
+from tests.unit.cluster.conftest import StartCluster
+from tests.unit.server.conftest import until
 
 
 async def test_a_name_stands_for_the_addresses_it_has_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +89,23 @@ async def test_a_source_that_fails_ends_the_start() -> None:
     with pytest.raises(ValueError, match="no list"):
         await asyncio.wait_for(fleet.start(), 5)
     await fleet.stop()
+
+
+async def test_an_address_where_something_else_answers(start: StartCluster) -> None:
+    """It is left out, now and when it is looked at again; the others are served from."""
+    stranger = aio.server()
+
+    async def answer(_: bytes, context: object) -> bytes:
+        return b"\xff\xff\xff"
+
+    methods = {"GetEngine": grpc.unary_unary_rpc_method_handler(answer)}
+    stranger.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("loraplex.v1.EngineService", methods)])
+    address = f"127.0.0.1:{stranger.add_insecure_port('127.0.0.1:0')}"
+    await stranger.start()
+    async with start(1) as cluster:
+        fleet = Fleet(StaticSource([*cluster.addresses, address]), poll_s=0.01)
+        await asyncio.wait_for(fleet.start(), 10)
+        assert [link.address for link in fleet.usable()] == cluster.addresses
+        await until(lambda: fleet.links[address].silent > 2)
+        await fleet.stop()
+    await stranger.stop(None)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -458,6 +459,18 @@ async def test_drain_limit(make_app: Callable[..., App]) -> None:
             stopping = asyncio.create_task(app.stop())
             assert (await refused(all_of(stream))).code is Code.UNAVAILABLE
             await asyncio.wait_for(stopping, 3)
+
+
+async def test_drain_limit_over_http(make_app: Callable[..., App]) -> None:
+    """An answer over HTTP does not keep a server beyond the end of its drain, either."""
+    async with running(make_app(FakeEngine(token_interval_s=0.5), drain_s=0.1)) as app:
+        async with aiohttp.ClientSession() as session:
+            asked = {"model": "fake-base", "prompt": "on" * 100, "max_tokens": 200, "temperature": 0, "stream": True}
+            async with session.post(f"http://127.0.0.1:{app.http_port}/v1/completions", json=asked) as answer:
+                assert b"text" in await answer.content.readline()
+                await asyncio.wait_for(app.stop(), 10)
+                with pytest.raises(aiohttp.ClientError):
+                    await answer.content.read()
 
 
 async def test_engine_died() -> None:
