@@ -88,7 +88,7 @@ async def test_unknown(http: Http, headers: Any) -> None:
 
 async def test_nothing_of_the_unknown_is_read(http: Http) -> None:
     """A body is looked at only once its sender is known, also just after somebody else was answered."""
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/console/call/AdapterService.ListAdapters"):
         wrong = {"model": "acme-bot", "messages": 1, "prompt": 1}
         assert (await http("acme", path, wrong))[0] == 400
         assert (await http("", path, wrong))[0] == 401
