@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
@@ -76,4 +77,9 @@ def _refused(problem: str, fix: str) -> Unauthenticated:
 
 def _is_local(target: str) -> bool:
     host = target.rpartition(":")[0].strip("[]")
-    return target.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
+    if target.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, which may begin with 127. and be anybody's
+        return False

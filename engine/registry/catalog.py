@@ -79,6 +79,8 @@ class Catalog:
         self._adapters: dict[str, AdapterView] = {}
         self._subscriptions: set[Subscription] = set()
         self._refreshing = asyncio.Lock()
+        self._asked = 0  # how many refreshes were asked for, and how many of the first of them are done
+        self._answered = 0
         self._suspended: dict[str, int] = {}  # by name: the move whose canary gets no requests here
 
     @property
@@ -129,16 +131,26 @@ class Catalog:
         """Read what is new in the store and announce it, each change once.
 
         When the store fails, everything stays as it was, `last_error` says why, and the next refresh tries again.
+        Those who ask while one runs share the next: the one that runs may have missed a change they know of.
         """
+        self._asked += 1
+        mine = self._asked
         async with self._refreshing:
-            try:
-                views = await self._read_all()
-            except LoraplexError as error:
-                self._note([("the registry cannot be read, what was known before still answers", error)])
+            if self._answered >= mine:
                 return
-            events = _changes(self._adapters, views)
-            self._adapters = views
-            self._announce(events)
+            those = self._asked
+            await self._refresh()
+            self._answered = those
+
+    async def _refresh(self) -> None:
+        try:
+            views = await self._read_all()
+        except LoraplexError as error:
+            self._note([("the registry cannot be read, what was known before still answers", error)])
+            return
+        events = _changes(self._adapters, views)
+        self._adapters = views
+        self._announce(events)
 
     async def _read_all(self) -> dict[str, AdapterView]:
         damage: list[Trouble] = []

@@ -12,11 +12,13 @@ from engine.errors import InvalidAdapter, WrongBase
 from engine.registry.config_checks import LoraConfig, read_config
 from engine.registry.file_checks import RUN, check_files, read_json
 from engine.registry.fingerprint import Base
-from engine.registry.manifest import BaseRef, FileEntry
+from engine.registry.manifest import BaseRef, FileEntry, evaluation_text
 from engine.registry.signatures import verify
 from engine.registry.tensor_checks import check_tensors
 
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_MOST_RUN_ID = 256  # characters: what run.json says is told to everybody, and is held to the bounds of PublishHeader
+_MOST_EVALUATION = 65536  # bytes
 _USUAL_SCALES = (0.5, 4.0)
 _SECTIONS = frozenset({"base", "recipe", "data", "evaluation"})
 FULL = "full"  # how a training that does not quantise says it held the base
@@ -75,6 +77,10 @@ def _run_record(folder: Path, names: set[str]) -> dict[str, Any]:
     for key, kind in (("run_id", str), ("base", dict), ("evaluation", dict)):
         if not isinstance(run.get(key), kind | None):
             _refuse_run(key, f"it is no {'text' if kind is str else 'JSON object'}")
+    if len(run.get("run_id") or "") > _MOST_RUN_ID:
+        _refuse_run("run_id", f"it is longer than {_MOST_RUN_ID} characters")
+    if len(evaluation_text(run.get("evaluation") or {}).encode()) > _MOST_EVALUATION:
+        _refuse_run("evaluation", f"it is longer than {_MOST_EVALUATION} bytes as JSON")
     fingerprint = (run.get("base") or {}).get("fingerprint")
     if fingerprint is not None and not (isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)):
         _refuse_run("base.fingerprint", "it is no fingerprint: 'sha256:' and 64 hexadecimal digits")

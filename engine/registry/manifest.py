@@ -104,6 +104,11 @@ class AliasChange(_Record):
     split: Split | None = None
 
 
+def evaluation_text(evaluation: dict[str, Any]) -> str:
+    """An evaluation as callers get it: no longer than the text that a publisher's header may hold."""
+    return json.dumps(evaluation, ensure_ascii=False, separators=(",", ":"))
+
+
 def version_digest(files: Iterable[FileEntry]) -> str:
     """Digest a version by its files' paths and digests, in no particular order."""
     pairs = sorted((file.path, file.sha256) for file in files)

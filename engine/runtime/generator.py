@@ -71,7 +71,7 @@ class Generator:
         route = self.catalog.route(request.adapter, request.routing_key) if request.adapter else NO_ROUTE
         if route.manifest:
             self.residency.check_base(route.manifest)
-        await self._check(request.sampling)
+        await self._check(request.sampling, request.tenant)
         ids = await self.encode(request.prompt)
         sampling = self._fit(request.sampling, len(ids), allowance.max_tokens)
         answer = Answer(route.manifest, len(ids), sampling.n, arrived, request.tenant, route.side)
@@ -145,11 +145,11 @@ class Generator:
             raise InvalidRequest("text", "is empty: give at least one token")
         return ids
 
-    async def _check(self, sampling: Sampling) -> None:
+    async def _check(self, sampling: Sampling, tenant: str) -> None:
         # The engine would check the structure too, but here and now, where nothing can stop it.
         self.engine.check(replace(sampling, structured=None))
         if sampling.structured:
-            await self.grammars.check(sampling.structured)
+            await self.grammars.check(sampling.structured, tenant)
 
     def _check_begun(self, begun: Begun, manifest: Manifest | None, sampling: Sampling) -> None:
         """Raise OtherVersion or InvalidRequest if this is not the one to go on, or there is nothing to go on with."""

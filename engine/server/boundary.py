@@ -183,7 +183,7 @@ class Boundary(aio.ServerInterceptor):
             error = call.principal.shown(error)
         call.reason = error.reason
         call.code = code_of(error).name
-        call.facts["problem"] = error.message
+        call.facts["problem"] = message_of(error)
         await self._record(call)
         await call.context.abort(code_of(error), message_of(error), trailers_of(error, call.request_id))
 

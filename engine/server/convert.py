@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from engine.api.loraplex.v1 import adapters_pb2, generation_pb2
 from engine.registry.canary import Canary
-from engine.registry.manifest import AliasChange, Manifest, Trial
+from engine.registry.manifest import AliasChange, Manifest, Trial, evaluation_text
 from engine.registry.names import CANARY, SHADOW, AdapterRef
 from engine.registry.shadow import Shadow
 from engine.runtime.engine import (
@@ -185,7 +184,7 @@ def version(manifest: Manifest) -> adapters_pb2.AdapterVersion:
             for file in manifest.files
         ],
         notes=manifest.notes,
-        evaluation_json=json.dumps(manifest.evaluation) if manifest.evaluation else "",
+        evaluation_json=evaluation_text(manifest.evaluation) if manifest.evaluation else "",
         warnings=manifest.warnings,
     )
 

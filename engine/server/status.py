@@ -28,7 +28,13 @@ from engine.errors import (
 DOMAIN = "loraplex"
 _DETAILS_KEY = "grpc-status-details-bin"  # where gRPC's richer error model puts google.rpc.Status
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"  # tells gRPC's own retries how long to wait (gRFC A6)
-_LONGEST_MESSAGE = 2000  # characters: status and details travel in trailers, which are limited to a few KiB
+# Bytes. gRPC takes 8 KiB of trailers, of which the details are a third more than they were, and answers RESOURCE_EXHAUSTED
+# instead of our error where there are more.
+_LONGEST_MESSAGE = 1024  # percent-encoded
+_LONGEST_STATUS = 4096
+_LONGEST_VIOLATIONS = 2048  # all of them together
+_LONGEST_FIELD = 200
+_LONGEST_TEXT = 500
 
 
 def code_of(error: LoraplexError) -> grpc.StatusCode:
@@ -43,7 +49,7 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     info.metadata["request_id"] = request_id
     if error.fix:
-        info.metadata["fix"] = error.fix
+        info.metadata["fix"] = _cut(error.fix, _LONGEST_TEXT)
     if isinstance(error, WrongBase):
         info.metadata["trained_on"] = error.trained_on
         info.metadata["served"] = error.served
@@ -52,7 +58,8 @@ def trailers_of(error: LoraplexError, request_id: str) -> tuple[tuple[str, str |
     for detail in (info, *_details(error)):
         packed = any_pb2.Any()
         packed.Pack(detail)
-        status.details.append(packed)
+        if status.ByteSize() + packed.ByteSize() < _LONGEST_STATUS:
+            status.details.append(packed)
     trailers: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, status.SerializeToString())]
     if isinstance(error, Unavailable):
         trailers.append((_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
@@ -67,23 +74,30 @@ def details_of(trailers: Any) -> Iterator[any_pb2.Any]:
 
 
 def message_of(error: LoraplexError) -> str:
-    """The error's message, cut to what trailers can carry."""
-    return error.message[:_LONGEST_MESSAGE]
+    """The error's message, cut to what trailers can carry: gRPC sends a letter beyond ASCII as three for each of its bytes."""
+    left = _LONGEST_MESSAGE
+    for at, letter in enumerate(error.message):
+        left -= 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode())
+        if left < 0:
+            return error.message[:at]
+    return error.message
 
 
 def _details(error: LoraplexError) -> list[message.Message]:
     match error:
         case InvalidRequest():
-            fields = [
-                error_details_pb2.BadRequest.FieldViolation(field=field, description=problem[:500])
-                for field, problem in error.violations[:20]
-            ]
-            return [error_details_pb2.BadRequest(field_violations=fields)]
+            bad = error_details_pb2.BadRequest()
+            for field, problem in error.violations:
+                bad.field_violations.add(field=_cut(field, _LONGEST_FIELD), description=_cut(problem, _LONGEST_TEXT))
+                if bad.ByteSize() > _LONGEST_VIOLATIONS:
+                    del bad.field_violations[-1]
+                    break
+            return [bad]
         case InvalidAdapter():
-            field = error_details_pb2.BadRequest.FieldViolation(
-                field=error.where[:200], description=error.message[:500], reason=error.check.upper()
-            )
-            return [error_details_pb2.BadRequest(field_violations=[field])]
+            where, problem = _cut(error.where, _LONGEST_FIELD), _cut(error.message, _LONGEST_TEXT)
+            bad = error_details_pb2.BadRequest()
+            bad.field_violations.add(field=where, description=problem, reason=error.check.upper())
+            return [bad]
         case AdapterNotFound():
             nearest = ", ".join(error.nearest)
             return [
@@ -92,7 +106,8 @@ def _details(error: LoraplexError) -> list[message.Message]:
         case VersionExists() | WrongBase() | OtherVersion() | NotFinite() | Quarantined():
             return [error_details_pb2.ResourceInfo(resource_type="version", resource_name=error.ref)]
         case QuotaExceeded():
-            violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=error.message)
+            problem = _cut(error.message, _LONGEST_TEXT)
+            violation = error_details_pb2.QuotaFailure.Violation(subject=error.tenant, description=problem)
             return [error_details_pb2.QuotaFailure(violations=[violation]), _retry(error.retry_after_s)]
         case Unavailable():
             return [_retry(error.retry_after_s)]
@@ -104,3 +119,8 @@ def _retry(seconds: float) -> error_details_pb2.RetryInfo:
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(round(seconds * 1000))
     return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _cut(text: str, most: int) -> str:
+    """As much of a text as has so many bytes."""
+    return text.encode()[:most].decode(errors="ignore")

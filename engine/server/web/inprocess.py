@@ -59,6 +59,12 @@ class HttpContext:
             return "unknown"
         return f"ipv6:[{name[0]}]:{name[1]}" if ":" in str(name[0]) else f"ipv4:{name[0]}:{name[1]}"
 
+    @property
+    def credentials(self) -> tuple[bytes, ...]:
+        """What the caller shows of itself, proved or not."""
+        shown = (value.encode() for key, value in self.metadata if key == "authorization")
+        return (*shown, b"", *self.auth_context().get("x509_pem_cert", ()))
+
     def auth_context(self) -> dict[str, list[bytes]]:
         """The caller's verified certificate, by gRPC's name for it; empty without one."""
         transport = self._request.transport

@@ -17,6 +17,7 @@ from grpc import aio
 from engine.api.loraplex.v1 import engine_pb2 as epb
 from engine.api.loraplex.v1 import engine_pb2_grpc
 from engine.client import AsyncClient, Unauthenticated
+from engine.client.credentials import authorization
 from engine.errors import BadConfiguration
 from engine.server.app import App
 from engine.server.identity.follow import Followed
@@ -283,7 +284,10 @@ async def test_client_keeps_its_key_to_itself(files: Files) -> None:
     with pytest.raises(Unauthenticated, match="TLS") as caught:
         AsyncClient("10.0.0.1:50051", api_key="lpx_aaaaaaaa_secret")
     assert "secret" not in str(caught.value)
-    for local in ("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/s"):
+    for elsewhere in ("127.attacker.example:1", "127.0.0.1.example:1", "[2001:db8::1]:1"):
+        with pytest.raises(Unauthenticated):
+            authorization("k", elsewhere, encrypted=False)
+    for local in ("127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1", "unix:/tmp/s"):
         await AsyncClient(local, api_key="k").close()
 
 

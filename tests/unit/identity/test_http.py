@@ -86,6 +86,15 @@ async def test_unknown(http: Http, headers: Any) -> None:
         assert (await http("", path, content, headers))[0] == 401, path
 
 
+async def test_nothing_of_the_unknown_is_read(http: Http) -> None:
+    """A body is looked at only once its sender is known, also just after somebody else was answered."""
+    for path in ("/v1/chat/completions", "/v1/completions", "/console/call/AdapterService.ListAdapters"):
+        wrong = {"model": "acme-bot", "messages": 1, "prompt": 1}
+        assert (await http("acme", path, wrong))[0] == 400
+        assert (await http("", path, wrong))[0] == 401
+        assert (await http("", path, wrong, [("Authorization", "Bearer lpx_wrong")]))[0] == 401
+
+
 async def test_bytes_that_are_no_text(http: Http, server: FakeServer) -> None:
     """Bytes in a header that stand for no letter make a wrong credential, and no bug of ours."""
     for shown in (b"\xff", b"lpx_\xff", b"\xff.\xff.\xff"):

@@ -27,6 +27,8 @@ class CountingStore(Store):
     reads = 0
     away = False
     unreadable = False
+    listings = 0  # of the whole
+    pause: asyncio.Event | None = None  # what a listing of the whole waits for
     passes_over: str | None = None  # part of the paths that it does not list
 
     async def get(self, path: str) -> bytes:
@@ -39,6 +41,10 @@ class CountingStore(Store):
         if self.away:
             raise RegistryUnavailable("listing", "not reachable")
         found = await super().list(prefix)
+        if prefix == "adapters":
+            self.listings += 1
+            if self.pause:
+                await self.pause.wait()
         return [path for path in found if self.passes_over is None or self.passes_over not in path]
 
 
@@ -107,6 +113,40 @@ async def test_a_slow_refresh_does_not_undo_a_later_one(registry: Registry, stor
         await asyncio.gather(slow, catalog.refresh())
         assert catalog.resolve(AdapterRef.parse("support")).version == "v1"
         assert [type(event) for event in await waiting(listener)] == [Published, AliasChanged]
+
+
+async def test_refreshes_are_shared(registry: Registry, store: CountingStore, make_checked: Make) -> None:
+    """However many ask while one runs, one more reads the store for all of them, and it sees what they know of."""
+    catalog = Catalog(registry)
+    running = asyncio.create_task(catalog.refresh())
+    store.pause = asyncio.Event()
+    while not store.listings:
+        await asyncio.sleep(0)
+    await publish(registry, make_checked)
+    before = store.listings
+    asking = [asyncio.create_task(catalog.refresh()) for _ in range(50)]
+    await asyncio.sleep(0)
+    store.pause.set()
+    await asking[-1]
+    assert "support" in catalog.adapters
+    await asyncio.gather(running, *asking)
+    assert store.listings == before + 1
+    await catalog.refresh()
+    assert store.listings == before + 2
+
+
+async def test_who_leaves_refreshes_for_nobody(registry: Registry, store: CountingStore, make_checked: Make) -> None:
+    """If who reads for all is cancelled, the next of them does."""
+    await publish(registry, make_checked)
+    catalog = Catalog(registry)
+    store.pause = asyncio.Event()
+    asking = [asyncio.create_task(catalog.refresh()) for _ in range(3)]
+    while not store.listings:
+        await asyncio.sleep(0)
+    asking[0].cancel()
+    store.pause.set()
+    await asyncio.gather(*asking[1:])
+    assert "support" in catalog.adapters
 
 
 async def test_names_resolve_from_memory(registry: Registry, store: CountingStore, make_checked: Make) -> None:

@@ -387,6 +387,25 @@ def test_malformed_run_records_are_refused(adapter, base: Base, content: dict) -
         check(adapter, base)
 
 
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"run_id": "r" * 257}, "run_id"),
+        ({"evaluation": {"log": "x" * 65527}}, "evaluation"),
+        ({"evaluation": {"log": "é" * 32764}}, "evaluation"),
+    ],
+)
+def test_run_records_are_held_to_the_header(adapter, base: Base, content: dict, field: str) -> None:
+    """What run.json says of a version goes to everybody who watches: it is no longer than a header's, to the byte."""
+    adapter.files["run.json"] = json.dumps(content).encode()
+    with pytest.raises(InvalidAdapter, match=r"longer than") as caught:
+        check(adapter, base)
+    assert caught.value.where == f"run.json: {field}"
+    fits = {"run_id": "r" * 256, "evaluation": {"log": "x" * 65526}}
+    adapter.files["run.json"] = json.dumps(fits).encode()
+    assert check(adapter, base).run == fits
+
+
 def damage(path: Path, how: str) -> None:
     """Damage the bytes of a safetensors file."""
     data = bytearray(path.read_bytes())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InvalidRequest, Overloaded
+from engine.errors import InvalidRequest, Overloaded, QuotaExceeded
 from engine.runtime.engine import Structured
 from engine.runtime.grammars import Grammars
 from tests.unit.runtime.conftest import until
@@ -110,3 +110,63 @@ async def test_worker_that_dies(grammars: Grammars) -> None:
     await grammars.check(Structured("regex", "a+"))
     await grammars.stop()
     await grammars.check(Structured("regex", "b+"))
+
+
+class Slow:
+    """A worker's stand-in: writes down what it is asked, and answers when it is told to."""
+
+    def __init__(self, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, problem: list[str]) -> None:
+        self.asked: list[str] = []
+        self.answers = asyncio.Semaphore(0)
+        self._problem = problem
+        monkeypatch.setattr(grammars, "_ask", self._ask)
+
+    async def _ask(self, structured: Structured, _line: str) -> list[str]:
+        self.asked.append(str(structured.value))
+        await self.answers.acquire()
+        return self._problem
+
+
+@pytest.mark.parametrize("problem", [[], ["sampling.structured.regex", "no"]])
+async def test_verdicts_are_remembered(grammars: Grammars, monkeypatch: pytest.MonkeyPatch, problem: list[str]) -> None:
+    """Good or bad, a grammar is compiled once, also for those who ask while it is."""
+    slow = Slow(grammars, monkeypatch, problem)
+    asking = [asyncio.create_task(grammars.check(Structured("regex", "a"), "acme")) for _ in range(10)]
+    await asyncio.sleep(0)
+    slow.answers.release()
+    found = await asyncio.gather(*asking, grammars.check(Structured("regex", "a"), "rival"), return_exceptions=True)
+    assert [isinstance(one, InvalidRequest) for one in found] == [bool(problem)] * 11
+    slow.answers.release()
+    await asyncio.gather(grammars.check(Structured("regex", "b")), return_exceptions=True)
+    assert slow.asked == ["a", "b"]
+
+
+async def test_too_slow_is_not_for_ever(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took too long, maybe on a busy machine, is tried again after a while."""
+    structured = Structured("regex", "a")
+    slow = Slow(grammars, monkeypatch, grammars._too_slow(structured))
+    monkeypatch.setattr("engine.runtime.grammars._SLOW_S", 0.0)
+    for times in (1, 2):
+        slow.answers.release()
+        with pytest.raises(InvalidRequest):
+            await grammars.check(structured)
+        assert len(slow.asked) == times
+
+
+async def test_tenants_take_turns(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who has many grammars waiting, and may have no more, does not keep another waiting for all of them."""
+    slow = Slow(grammars, monkeypatch, [])
+    asking = [asyncio.create_task(grammars.check(Structured("regex", f"rude {i}"), "rude")) for i in range(64)]
+    await asyncio.sleep(0)
+    with pytest.raises(QuotaExceeded):
+        await grammars.check(Structured("regex", "one more"), "rude")
+    asking += [asyncio.create_task(grammars.check(Structured("regex", f"polite {i}"), "polite")) for i in range(2)]
+    await asyncio.sleep(0)
+    asking[1].cancel()
+    for _ in asking:
+        slow.answers.release()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert slow.asked[:5] == ["rude 0", "rude 2", "polite 0", "rude 3", "polite 1"]
+    assert len(slow.asked) == 65
+    slow.answers.release()
+    await grammars.check(Structured("regex", "afterwards"), "rude")

@@ -12,12 +12,15 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from pydantic import ValidationError
 
 from engine.client import Client
 from engine.client.testing import FakeServer, fake_server
 from engine.server import http
 from engine.server.app import App
+from engine.server.web.openai import requests
 from engine.server.web.openai.merged import merged
+from engine.server.web.refusal import Refused
 from tests.unit.server.conftest import engine_of, running, until
 
 NO_SUCH = (
@@ -253,6 +256,45 @@ async def test_bad_fields(fake: FakeServer, change: dict[str, Any], param: str |
     assert answer["error"]["type"] == "invalid_request_error"
     if param is not None:
         assert answer["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [
+        (requests.ChatRequest, {"messages": [1] * 5000}, "messages[0]"),
+        (requests.ChatRequest, {"messages": [{}] * 1025}, "messages[0].role"),
+        (requests.ChatRequest, {"messages": [{"role": "user", "content": "x"}] * 1025}, "messages"),
+        (requests.ChatRequest, {"messages": [{"role": "user", "content": [1] * 5000}]}, "messages[0].content"),
+        (requests.ChatRequest, {"messages": [dict.fromkeys(map(str, range(5000)))]}, "messages[0].role"),
+        (requests.ChatRequest, {"messages": [], **dict.fromkeys(map(str, range(5000)))}, "0"),
+        (requests.ChatRequest, {"messages": [], "stop": [1] * 5000}, "stop"),
+        (requests.ChatRequest, {"messages": [], "stop_token_ids": ["x"] * 5000}, "stop_token_ids[0]"),
+        (requests.ChatRequest, {"messages": [], "logit_bias": dict.fromkeys(map(str, range(5000)))}, "logit_bias.0"),
+        (requests.ChatRequest, {"messages": [], "structured_outputs": {"choice": [1] * 5000}}, "structured_outputs.choice[0]"),
+        (requests.CompletionRequest, {"prompt": [1, *["x"] * 5000]}, "prompt[1]"),
+        (requests.CompletionRequest, {"prompt": ["x", *[1] * 5000]}, "prompt[1]"),
+        (requests.CompletionRequest, {"prompt": [[1], *[["x"] * 5000] * 5]}, "prompt[1][0]"),
+        (requests.CompletionRequest, {"prompt": [None] * 5000}, "prompt[0]"),
+    ],
+)  # fmt: skip
+def test_errors_are_few(kind: type[requests.GenerationRequest], body: dict[str, Any], param: str) -> None:
+    """However much is wrong, pydantic keeps a handful of errors, and the first is named."""
+    with pytest.raises(Refused) as caught:
+        requests.read(kind, json.dumps(body).encode())
+    assert isinstance(caught.value.__cause__, ValidationError)
+    assert caught.value.__cause__.error_count() <= 301
+    assert caught.value.refusal.violations[0][0] == param
+
+
+def test_forms_of_a_prompt() -> None:
+    """Text, texts, token ids and lists of them are told apart by what they begin with, and token ids are no errors."""
+    for prompt, prompts in (
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1] * 5000, [[1] * 5000]),
+        ([[1], [2]], [[1], [2]]),
+    ):
+        assert requests.read(requests.CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompts == prompts
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"echo": True}])

@@ -438,3 +438,19 @@ async def test_evaluations_are_kept_beside_their_version(stubs: Stubs, server: F
     assert (await refused(stubs.adapters.RecordEvaluation(bad))).code == Code.INVALID_ARGUMENT
     absent = pb.ListEvaluationsRequest(name=name, version="v9")
     assert (await refused(stubs.adapters.ListEvaluations(absent))).code == Code.NOT_FOUND
+
+
+async def test_an_evaluation_does_not_grow(server: FakeServer, folder: Path, name: str) -> None:
+    """What a header may hold is told to others within the same bound, in any alphabet."""
+    text = json.dumps({"log": "é" * 32760}, ensure_ascii=False, separators=(",", ":"))
+    published = (await publish(server, parts(folder, header(name, evaluation_json=text))))[-1].version
+    assert published.evaluation_json == text
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+async def test_numbers_that_json_lacks(stubs: Stubs, server: FakeServer, name: str, number: str) -> None:
+    """They are refused in a record: other programs could not read it."""
+    server.publish(name)
+    record = pb.RecordEvaluationRequest(name=name, version="v1", record_json=f'{{"loss": {number}}}')
+    refusal = await refused(stubs.adapters.RecordEvaluation(record))
+    assert (refusal.code, list(refusal.violations)) == (Code.INVALID_ARGUMENT, ["record_json"])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import string
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +25,13 @@ from engine.api.loraplex.v1 import adapters_pb2 as apb
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.api.validate import validate_pb2
 from engine.client.testing import FakeServer, fake_server
+from engine.errors import AdapterNotFound, InvalidAdapter, InvalidRequest, LoraplexError, QuotaExceeded
 from engine.runtime.fake import FakeEngine
 from engine.runtime.generator import Generator
 from engine.server.app import App
 from engine.server.grpc_server import SERVICES
+from engine.server.status import message_of, trailers_of
+from engine.server.validation import check
 from tests.unit.server.conftest import (
     Refusal,
     Stubs,
@@ -228,6 +235,59 @@ async def test_long_errors_are_cut(stubs: Stubs) -> None:
     assert refusal.code is Code.INVALID_ARGUMENT
     assert 1 <= len(refusal.violations) <= 20
     assert len(refusal.message) <= 2000
+
+
+@pytest.mark.parametrize("labels", [{"k" * 2000: ""}, {"k" * 100_000: ""}, {"日" * 1500: ""}, {"%" * 2000: ""}])
+async def test_long_keys_are_cut(stubs: Stubs, labels: dict[str, str]) -> None:
+    """A key of any length and alphabet leaves our own error, by its name."""
+    refusal = await refused(stubs.generation.Generate(pb.GenerateRequest(text="x", labels=labels)))
+    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert list(refusal.violations) == [f"labels[{next(iter(labels))[:40]}…]"]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "日", "🙂", "%"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: InvalidRequest(text, text, *[(text, text)] * 50),
+        lambda text: InvalidAdapter("config", text, text, fix=text),
+        lambda text: QuotaExceeded("acme", text, 1.0),
+        lambda text: AdapterNotFound(text, [text] * 3),
+    ],
+)
+def test_trailers_are_small(make: Callable[[str], LoraplexError], letter: str) -> None:
+    """Message and details fit 8 KiB as gRPC encodes them, whatever is in the error, and the reason is always among them."""
+    error = make(letter * 3000)
+    found = message_of(error)
+    details = dict(trailers_of(error, "r"))["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    assert len(quote(found, safe=string.printable.replace("%", ""))) + len(b64encode(details)) < 7000
+    assert found
+    status = status_pb2.Status.FromString(details)
+    assert status.details[0].Unpack(error_details_pb2.ErrorInfo())
+    bad = error_details_pb2.BadRequest()
+    if isinstance(error, InvalidRequest | InvalidAdapter):
+        assert status.details[1].Unpack(bad)
+        assert bad.field_violations[0].field
+
+
+@pytest.mark.parametrize(
+    ("request_", "violations"),
+    [
+        (pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage()] * 5000)), 1),
+        (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[-1] * 5000)), 1),
+        (pb.GenerateRequest(text="x", labels={str(number): "x" * 300 for number in range(2000)}), 1),
+        (pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage()] * 100)), 21),
+        (ask("x" * 100_000, temperature=9, top_p=0), 2),
+    ],
+)
+def test_violations_are_few(request_: pb.GenerateRequest, violations: int) -> None:
+    """Of long lists only the first violation is looked for, and of many only so many are named."""
+    with pytest.raises(InvalidRequest) as caught:
+        check(request_)
+    assert len(caught.value.violations) == violations
+    if violations > 20:
+        assert caught.value.violations[-1] == ("", "and 80 more")
 
 
 @pytest.fixture(scope="module")

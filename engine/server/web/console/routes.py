@@ -100,6 +100,7 @@ class Console:
         method = _METHODS.get(request.match_info["method"])
         if method is None:
             raise web.HTTPNotFound
+        await self._who(request)  # nothing that somebody unknown sends is read
         message = _parse(method, await body.read(request, self._max_body))
         if not method.server_streaming:
             return web.json_response(_json(await self._calls.unary(request, method, message)))

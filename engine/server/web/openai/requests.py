@@ -1,25 +1,57 @@
 """What OpenAI clients send, as far as it can be honoured here; whatever cannot is refused by name, never ignored.
 
 Field names and meanings are those of https://platform.openai.com/docs/api-reference/chat and .../completions; the ones below
-"Beyond OpenAI" are vLLM's. Bounds are not repeated here: the protos have them, and check them for both front ends.
+"Beyond OpenAI" are vLLM's. The protos have the bounds, and check them for both front ends; those of long lists are here, too,
+so that what is too long is refused before a message is made of it.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from engine.server.web.refusal import wrong
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 MAX_PROMPTS = 32  # of one completions request
+_MAX_MESSAGES = 1024
+_MAX_IDS = 1048576
+_MAX_BIASES = 300
 _ALTERNATIVES = {"str", "int", "float", "bool", "none"}  # pydantic's names for the members of a union
+
+
+# Pydantic keeps an error for each wrong item, which of a million takes seconds and gigabytes: so a list ends with its first,
+# and of an object that is too large only so much is looked at that it is refused.
+
+
+def _cut(biases: Any) -> Any:
+    return dict(islice(biases.items(), _MAX_BIASES + 1)) if isinstance(biases, dict) else biases
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stranger(cls, data: Any) -> Any:
+        """Of many fields that are not known, one is enough."""
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        stranger = next(name for name in data if name not in known)
+        return {name: value for name, value in data.items() if name in known or name == stranger}
 
 
 class TextPart(_Model):
@@ -33,7 +65,7 @@ class ChatMessage(_Model):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None  # part of the API, and of no chat template
 
     @property
@@ -70,7 +102,7 @@ class StructuredOutputs(_Model):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = None
     grammar: str | None = None
 
 
@@ -83,10 +115,10 @@ class GenerationRequest(_Model):
     top_p: float | None = None
     n: Int32 | None = None
     seed: Int64 | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_cut)] | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -97,7 +129,7 @@ class GenerationRequest(_Model):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: Int32 | None = None
-    stop_token_ids: list[Int32] | None = None
+    stop_token_ids: Annotated[list[Int32], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: Int32 | None = None
@@ -113,17 +145,34 @@ class GenerationRequest(_Model):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=_MAX_MESSAGES)]
     max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
     parallel_tool_calls: bool | None = None
 
 
+Ids = Annotated[list[Int32], Field(fail_fast=True, max_length=_MAX_IDS)]
+
+
+def _form(prompt: Any) -> str:
+    """Which of its forms a prompt has, by what it begins with: pydantic would try, and complain of, all of them."""
+    if not isinstance(prompt, list):
+        return "str"
+    first = prompt[0] if prompt else ""
+    return "list[list]" if isinstance(first, list) else "list[str]" if isinstance(first, str) else "list[int]"
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: list[str] | list[list[Int32]] | str | list[Int32]
+    prompt: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[list[str], Field(fail_fast=True), Tag("list[str]")]
+        | Annotated[Ids, Tag("list[int]")]
+        | Annotated[list[Ids], Field(fail_fast=True), Tag("list[list]")],
+        Discriminator(_form),
+    ]
     logprobs: Int32 | None = None
     echo: bool | None = None
     best_of: Int32 | None = None

@@ -18,7 +18,7 @@ from engine.errors import AdapterNotFound
 from engine.server import stalls
 from engine.server.identity import principal
 from engine.server.web import body
-from engine.server.web.inprocess import InProcess
+from engine.server.web.inprocess import HttpContext, InProcess
 from engine.server.web.openai import asking, requests
 from engine.server.web.openai.answers import ChatForm, CompletionForm, Form, Json, headers, usage
 from engine.server.web.openai.merged import merged
@@ -28,7 +28,8 @@ _GENERATION = pb.DESCRIPTOR.services_by_name["GenerationService"].methods_by_nam
 _ADAPTERS = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].methods_by_name
 _ENGINE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].methods_by_name
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,120}")
-_BASE_S = 5.0  # how long the base that was answered last counts as the base
+_BASE_S = 5.0  # how long the base that a caller was told counts as the base
+_MAX_BASES = 1024  # callers of whom that is remembered
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -39,7 +40,7 @@ class OpenAI:
         self._calls = calls
         self._max_body = max_body
         self._started = int(time.time())
-        self._base: tuple[float, engine_pb2.BaseModel] | None = None
+        self._bases: dict[tuple[bytes, ...], tuple[float, engine_pb2.BaseModel]] = {}  # by what was shown, oldest first
 
     def routes(self) -> list[web.RouteDef]:
         """What to add to the HTTP port."""
@@ -82,9 +83,9 @@ class OpenAI:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer a conversation."""
+        base = await self._base_of(request)
         asked = requests.read(requests.ChatRequest, await body.read(request, self._max_body))
         requests.check(asked)
-        base = await self._base_of(request)
         one = asking.chat(asked, _adapter(asked.model, base), _given_id(request))
         given = one.sampling.HasField("max_tokens")
         if not given:
@@ -104,9 +105,9 @@ class OpenAI:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Go on with one or more texts."""
+        base = await self._base_of(request)
         asked = requests.read(requests.CompletionRequest, await body.read(request, self._max_body))
         requests.check(asked)
-        base = await self._base_of(request)
         ours = asking.completions(asked, _adapter(asked.model, base), _given_id(request))
         echoes = [str(prompt) for prompt in asked.prompts] if asked.echo else []
 
@@ -116,10 +117,15 @@ class OpenAI:
         return await _Answer(self._calls, request, asked, ours, CompletionForm, form, base.name).respond()
 
     async def _base_of(self, request: web.Request) -> engine_pb2.BaseModel:
-        if self._base is None or time.monotonic() - self._base[0] > _BASE_S:
+        """The base. Raises Refused for a caller who is not known, of whom no body is read."""
+        shown, now = HttpContext(request).credentials, time.monotonic()
+        if shown not in self._bases or now - self._bases[shown][0] > _BASE_S:
             engine = await self._calls.unary(request, _ENGINE["GetEngine"], engine_pb2.GetEngineRequest())
-            self._base = time.monotonic(), engine.base
-        return self._base[1]
+            self._bases.pop(shown, None)
+            self._bases[shown] = now, engine.base
+            if len(self._bases) > _MAX_BASES:
+                del self._bases[next(iter(self._bases))]
+        return self._bases[shown][1]
 
     async def _room(self, request: web.Request, asked: pb.GenerateRequest) -> int:
         """As many tokens as fit: what an OpenAI client expects of a chat without max_tokens."""
