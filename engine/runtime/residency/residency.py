@@ -103,6 +103,7 @@ class Residency:
         Raises WrongBase, InvalidAdapter (the engine or the probe refuses it), CorruptVersion, RegistryUnavailable, or
         Overloaded when every slot is taken by adapters in use for longer than the load timeout.
         """
+        self.check_base(manifest)  # here, as the same bytes may be resident under the name of a version of this base
         self.check_quarantine(manifest)
         started = time.monotonic()
         self._slots.asked(manifest.digest, started)
@@ -294,7 +295,6 @@ class Residency:
 
     async def _reserve(self, manifest: Manifest) -> Resident:
         """A slot for the version, evicting another one if need be."""
-        self.check_base(manifest)
         try:
             async with asyncio.timeout(self._loader.timeout_s), self._room:
                 while True:

@@ -225,6 +225,18 @@ async def test_wrong_base(world: World, engine: CountingEngine, three: list[Mani
     assert not engine.loads
 
 
+async def test_wrong_base_of_bytes_that_are_resident(world: World, three: list[Manifest]) -> None:
+    """The same bytes under the name of a version of this base do not make a version of another base right."""
+    residency = world.residency()
+    await residency.preload(three[0])
+    base = three[0].base.model_copy(update={"fingerprint": "sha256:" + "0" * 64})
+    foreign = three[0].model_copy(update={"name": "foreign", "base": base})
+    for act in (residency.preload, residency.pin):
+        with pytest.raises(WrongBase):
+            await act(foreign)
+    assert not residency.residents()[0].pinned
+
+
 async def test_every_slot_in_use(world: World, three: list[Manifest]) -> None:
     """Nobody waits longer than the load timeout for a slot; then the server is full, and the slot is still good."""
     a, b, c = three
