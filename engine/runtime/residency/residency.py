@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,6 +93,7 @@ class Residency:
         self._slots: SlotTable[Resident] = SlotTable(capacity, rates, memory.expected)
         self._residents = self._slots.held
         self._ahead: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
 
@@ -163,11 +164,17 @@ class Residency:
     def _loads_ahead(self) -> bool:
         return self._ahead is not None and not self._ahead.done()
 
-    async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
-        """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
+    @asynccontextmanager
+    async def warm(self, manifest: Manifest, on_stage: OnStage | None = None) -> AsyncIterator[None]:
+        """Load and probe the version, and keep it for the time of the block. Raises as `lease`."""
         with self._claim(manifest.digest):
             async with self.lease(manifest, on_stage):
-                pass
+                yield
+
+    async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
+        """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
+        async with self.warm(manifest, on_stage):
+            pass
 
     @asynccontextmanager
     async def borrow(self, manifest: Manifest) -> AsyncIterator[LoadedAdapter | None]:
@@ -189,15 +196,9 @@ class Residency:
         """Adapters that could be loaded without evicting one."""
         return self.capacity - len(self._residents)
 
-    async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
-        """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing.
-
-        Nothing either for one in quarantine: it is about to leave, and who rolls back from it wants just that.
-        """
-        resident = self._residents.get(manifest.digest)
-        if resident and resident.adapter and self.capacity > 1 and manifest.digest not in self.quarantined:
-            stack.enter_context(self._claim(manifest.digest))
-            await stack.enter_async_context(self.lease(manifest))
+    def evict_last(self, manifest: Manifest) -> AbstractContextManager[None]:
+        """For the time of the block, the version makes way only if nothing else can. It is not loaded for that."""
+        return self._slots.last(manifest.digest)
 
     async def pin(self, manifest: Manifest) -> None:
         """Load the version and keep it until it is unpinned. Raises as `lease`, NotAllowedNow if nothing else fits then."""
@@ -237,7 +238,9 @@ class Residency:
                     fix="Wait for them to finish, then try again.",
                 )
             self._unpin(resident)
-            await self._engine.unload_adapter(self._evict(resident))
+            adapter = self._evict(resident)
+            self._room.notify_all()
+            await self._engine.unload_adapter(adapter)
             return True
 
     def quarantine(self, manifest: Manifest) -> None:
@@ -280,6 +283,9 @@ class Residency:
             self._unpin(resident)
             del self._residents[resident.manifest.digest]
             self.on_event(InEngine("evicted", resident.manifest))
+            self._telling = asyncio.create_task(
+                self._announce_room()
+            )  # the engine's restart does not wait for the lock
 
     def _holder(self, adapter: LoadedAdapter) -> Resident | None:
         return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
