@@ -112,7 +112,7 @@ class App:
         self._starting = False
         work = (
             self._refresh(), self._watch_engine(), self.trials.run(), self.activity.follow(self.catalog),
-            self.identity.watch(), self.metrics.loop_lag.run(),
+            self.residency.follow(self.catalog), self.identity.watch(), self.metrics.loop_lag.run(),
         )  # fmt: skip
         self._tasks = [asyncio.create_task(each) for each in work]
         self.boundary.ready = True
@@ -159,7 +159,7 @@ class App:
             check_key(settings.require_signature)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
-        residency = self._make_residency(registry, base)
+        residency = self.residency = self._make_residency(registry, base)
         residency.on_full, residency.on_event = self._spare.clear, self._in_engine
         self.engine.keeper = residency
         moves = Moves(self.catalog, residency)

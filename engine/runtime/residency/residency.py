@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import structlog
 
 from engine.errors import LoraplexError, NotAllowedNow, Overloaded, Quarantined, WrongBase
+from engine.registry.catalog import Catalog
 from engine.registry.manifest import Manifest
-from engine.registry.subscription import InEngine
+from engine.registry.subscription import Deleted, InEngine
 from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
 from engine.runtime.residency.loading import Loader, OnStage
@@ -50,6 +51,7 @@ class Resident(Occupant):
     replaces: LoadedAdapter | None = None  # still in the engine, in the slot that this one will take
     adapter: LoadedAdapter | None = None
     loading: asyncio.Task[None] | None = None
+    deleted: bool = False  # from the registry: it leaves with its last request
     last_used: float = field(default_factory=time.monotonic, kw_only=True)
 
     @property
@@ -134,7 +136,7 @@ class Residency:
     async def _give_back(self, resident: Resident) -> None:
         resident.in_use -= 1
         resident.last_used = time.monotonic()
-        await self._leave_quarantined(resident)
+        await self._leave_if_it_has_to(resident)
         await self._announce_room()
 
     @contextmanager
@@ -188,7 +190,7 @@ class Residency:
             yield resident.adapter
         finally:
             resident.in_use -= 1
-            await self._leave_quarantined(resident)
+            await self._leave_if_it_has_to(resident)
             await self._announce_room()
 
     @property
@@ -251,6 +253,26 @@ class Residency:
         if resident := self._residents.get(manifest.digest):
             self._unpin(resident)
 
+    async def follow(self, catalog: Catalog) -> NoReturn:
+        """Let go of versions that are deleted from the registry, pinned ones too, whoever deletes them."""
+        while True:
+            try:
+                with catalog.subscribe() as events:
+                    async for event in events:
+                        if isinstance(event, Deleted) and (resident := self.find(event.name, event.version)):
+                            await self._let_go(resident, catalog)
+            except Overloaded:
+                continue  # so many at once that some went by
+
+    async def _let_go(self, resident: Resident, catalog: Catalog) -> None:
+        digest = resident.manifest.digest
+        if any(other.digest == digest for view in catalog.adapters.values() for other in view.manifests.values()):
+            return  # the same bytes under another name, which may be what was pinned
+        resident.deleted = True
+        self._unpin(resident)
+        await self._leave_if_it_has_to(resident)
+        await self._announce_room()
+
     def check_base(self, manifest: Manifest) -> None:
         """Raise WrongBase if the version was trained on another base."""
         if manifest.base.fingerprint != self.base_fingerprint:
@@ -261,8 +283,8 @@ class Residency:
         if manifest.digest in self.quarantined:
             raise Quarantined(manifest.ref)
 
-    async def _leave_quarantined(self, resident: Resident) -> None:
-        if resident.manifest.digest not in self.quarantined:
+    async def _leave_if_it_has_to(self, resident: Resident) -> None:
+        if not resident.deleted and resident.manifest.digest not in self.quarantined:
             return
         async with self._room:
             if resident.evictable and self._residents.get(resident.manifest.digest) is resident:
@@ -293,6 +315,11 @@ class Residency:
     def is_resident(self, digest: str) -> bool:
         """Whether the version is in the engine and ready."""
         return self._slots.is_ready(digest)
+
+    def find(self, name: str, version: str) -> Resident | None:
+        """The version if it is in the engine or on its way there, though it may be deleted."""
+        held = self._residents.values()
+        return next((one for one in held if (one.manifest.name, one.manifest.version) == (name, version)), None)
 
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""

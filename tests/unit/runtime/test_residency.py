@@ -385,6 +385,49 @@ async def test_what_leaves_makes_room(world: World, three: list[Manifest], lost:
     assert names(residency) == ["b@v1", "c@v1"]
 
 
+async def delete_first(world: World, name: str) -> None:
+    """Publish another version, make it the current one, and delete the first; this server hears of it."""
+    await world.publish(name)
+    await world.registry.set_alias(name, "current", "v2")
+    await world.registry.delete_version(name, "v1")
+    await world.catalog.refresh()
+
+
+async def test_what_is_deleted_leaves(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
+    """A version that is deleted, by whomever, is pinned no more and leaves with its last request."""
+    a, b, _ = three
+    residency = world.residency(capacity=3)
+    following = asyncio.create_task(residency.follow(world.catalog))
+    await residency.pin(a)
+    await residency.pin(b)
+    async with residency.lease(a) as lease:
+        await delete_first(world, "a")
+        await delete_first(world, "b")
+        await until(lambda: not residency.claimed and names(residency) == ["a@v1"])
+        assert lease.adapter.id in engine.loaded
+        assert residency.find("a", "v1")
+    assert not residency.find("a", "v1")
+    assert not engine.loaded
+    following.cancel()
+
+
+async def test_bytes_that_are_deleted_under_one_of_their_names(world: World) -> None:
+    """They stay, as the pin may have been meant for the other one."""
+    first, second = await world.publish("first", seed=7), await world.publish("second", seed=7)
+    gone = await world.publish("third")
+    residency = world.residency(capacity=4)
+    following = asyncio.create_task(residency.follow(world.catalog))
+    for manifest in (first, second, gone):
+        await residency.pin(manifest)
+    await delete_first(world, "first")
+    await delete_first(world, "third")
+    await until(lambda: not residency.is_resident(gone.digest))
+    assert residency.claimed.keys() == {second.digest}
+    await residency.unpin(second)
+    assert not residency.claimed
+    following.cancel()
+
+
 async def test_stages(world: World, three: list[Manifest]) -> None:
     """A load tells what it is doing, in order."""
     stages: list[tuple[str, str]] = []

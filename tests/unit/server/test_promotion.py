@@ -319,6 +319,22 @@ async def test_delete_while_in_flight() -> None:
             assert first.text + "".join(message.text for message in rest) == "support@v2 heard: hi"
 
 
+async def test_pinned_and_deleted(stubs: Stubs, server: FakeServer, name: str) -> None:
+    """A deleted version that requests use can still be unpinned; its slot is free with the last of them."""
+    await publish(server, name, 2)
+    await stubs.adapters.PinAdapter(pb.PinAdapterRequest(adapter=f"{name}@v2", pinned=True))
+    found = server.app.residency.find(name, "v2")
+    assert found
+    async with server.app.residency.lease(found.manifest):
+        await Registry(Store.open(server.app.settings.registry)).delete_version(name, "v2")  # by another replica
+        await stubs.adapters.PinAdapter(pb.PinAdapterRequest(adapter=f"{name}@v2", pinned=False))
+        refusal = await refused(stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter=f"{name}@v2")))
+        assert refusal.reason == "NOT_ALLOWED_NOW"
+    await until(lambda: not server.app.residency.find(name, "v2"))
+    refusal = await refused(stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter=f"{name}@v2")))
+    assert refusal.reason == "ADAPTER_NOT_FOUND"
+
+
 async def test_watch(stubs: Stubs, server: FakeServer, name: str) -> None:
     """A watcher hears of every change of its adapter, in order, and of no other's."""
     watch = stubs.adapters.WatchAdapters(pb.WatchAdaptersRequest(name=name))
