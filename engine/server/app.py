@@ -2,7 +2,7 @@
 
 Start: check the model folder, open the ports (health says NOT_SERVING), start the engine, say SERVING.
 While it runs: an engine that dies is restarted (runtime/supervised.py); health says NOT_SERVING meanwhile.
-Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what is left with UNAVAILABLE.
+Stop: say NOT_SERVING, let in-flight requests and changes finish for a while, then end what is left with UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -124,14 +124,18 @@ class App:
 
     async def drain(self) -> None:
         """Take no new work and wait for what is in flight, `drain_s` at most."""
-        log.info("draining", running=self.admission.running, waiting=self.admission.waiting)
+        acts = self.boundary.acts
+        log.info("draining", running=self.admission.running, waiting=self.admission.waiting, acts=acts.under_way)
         self.admission.drain()
+        acts.drain()
         await self.health.tell(serving=False)
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.admission.until_idle()
+                await acts.until_idle()
         except TimeoutError:
-            log.warning("drain limit reached", cut_short=self.admission.running + self.admission.waiting)
+            left = self.admission.running + self.admission.waiting + acts.under_way
+            log.warning("drain limit reached", cut_short=left)
 
     async def stop(self) -> None:
         """Drain, then close the ports and stop the engine. Harmless when `start` failed half-way."""

@@ -21,6 +21,7 @@ from grpc import aio
 
 from engine.errors import InternalError, LoraplexError, NotReady, Overloaded, QuotaExceeded, Stalled
 from engine.server import stalls
+from engine.server.acts import Acts
 from engine.server.call import Call, Context
 from engine.server.identity import Identity, Principal, act_as
 from engine.server.identity.rights import check_role, need_of
@@ -46,6 +47,7 @@ class Boundary(aio.ServerInterceptor):
 
     def __init__(self, metrics: CallObserver, max_calls: int, identity: Identity | None = None) -> None:
         self.ready = False
+        self.acts = Acts()
         self.tracing: Tracing | None = None
         self._metrics = metrics
         self._identity = identity
@@ -125,7 +127,7 @@ class Boundary(aio.ServerInterceptor):
                 raise Overloaded(self._open[kind] - 1, "calls are open")
             if self._identity:
                 await self._admit(call, self._identity)
-            with self._counted(call.principal):
+            with self._counted(call.principal), self.acts.counted(call.need):
                 yield call
         except LoraplexError as error:
             await self._refuse(call, error)
