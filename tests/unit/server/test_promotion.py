@@ -177,10 +177,10 @@ async def test_rollback_from_quarantine(stubs: Stubs, server: FakeServer, name: 
     """The way out of a version in quarantine is open even while an answer of it is on its way."""
     await publish(server, name, 2)
     await all_of(stubs.adapters.SetAlias(move(name, "v2")))
-    assert server.app.generator
-    residency = server.app.generator.residency
-    bad = residency.residents()[-1].manifest
-    assert bad.ref == f"{name}@v2"
+    residency = server.app.residency
+    found = residency.find(name, "v2")
+    assert found
+    bad = found.manifest
     async with residency.lease(bad):
         residency.quarantine(bad)
         await all_of(stubs.adapters.RollbackAlias(pb.RollbackAliasRequest(name=name)))
