@@ -47,8 +47,8 @@ class Boundary(aio.ServerInterceptor):
 
     def __init__(self, metrics: CallObserver, max_calls: int, identity: Identity | None = None) -> None:
         self.ready = False
-        self.acts = Acts()
         self.tracing: Tracing | None = None
+        self.acts = Acts()
         self._metrics = metrics
         self._identity = identity
         self._limits = {"ours": max_calls, "streams": _MOST_OTHER_STREAMS, "checks": math.inf}
