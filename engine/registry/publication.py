@@ -73,11 +73,16 @@ async def bury(store: Store, name: str, version: str) -> None:
         return
 
 
-async def delete_files(store: Store, name: str, version: str) -> None:
-    """Delete everything in a version's folder but the claim, the manifest first."""
+async def files_left(store: Store, name: str, version: str) -> list[str]:
+    """List everything in a version's folder but the claim, the manifest first."""
     paths = await store.list(f"{adapter_folder(name)}/{version}")
     keep, first = version_file(name, version, CLAIM), version_file(name, version, MANIFEST)
-    await store.delete(sorted((path for path in paths if path != keep), key=lambda path: path != first))
+    return sorted((path for path in paths if path != keep), key=lambda path: path != first)
+
+
+async def delete_files(store: Store, name: str, version: str) -> None:
+    """Delete everything in a version's folder but the claim, the manifest first."""
+    await store.delete(await files_left(store, name, version))
 
 
 async def _write_files(store: Store, manifest: Manifest, folder: Path, progress: Progress | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from engine.errors import (
     CorruptVersion,
     InvalidRequest,
     NotAllowedNow,
+    RegistryUnavailable,
     VersionExists,
     WrongBase,
 )
@@ -87,17 +89,19 @@ class Registry(Reader):
         return manifest
 
     async def delete_version(self, name: str, version: str) -> None:
-        """Withdraw a version for good, a damaged one too; raises NotAllowedNow while an alias names it."""
-        with suppress(CorruptVersion):
-            await self.manifest(name, version)
-        await self._refuse_if_named(name, version)
-        await publication.bury(self._store, name, version)
-        try:
-            # An alias may have moved here since; set_alias looks for tombstones after its write, so one sees the other.
+        """Withdraw a version for good, a damaged one too; raises NotAllowedNow while an alias names it.
+
+        It goes on if the caller leaves; if it fails, the version is as before. Files that it left behind go with the next one.
+        """
+        check_name(name)
+        check_version(version)
+        if not await self._half_deleted(name, version):
+            with suppress(CorruptVersion):
+                await self.manifest(name, version)
             await self._refuse_if_named(name, version)
-        except NotAllowedNow:
-            await self._store.delete([tombstone_file(name, version)])
-            raise
+            await asyncio.shield(asyncio.create_task(self._withdraw(name, version)))
+            return
+        await self._refuse_if_named(name, version)
         await publication.delete_files(self._store, name, version)
 
     async def record_evaluation(self, name: str, version: str, record: dict[str, Any]) -> int:
@@ -271,6 +275,24 @@ class Registry(Reader):
             await self.set_alias(name, CURRENT, version, actor=actor, reason="first version", expected="")
         except AliasMoved:
             return
+
+    async def _half_deleted(self, name: str, version: str) -> bool:
+        """Whether a deletion was cut off: the version is gone for callers, but not its files."""
+        gone = await self._exists(tombstone_file(name, version))
+        return gone and bool(await publication.files_left(self._store, name, version))
+
+    async def _withdraw(self, name: str, version: str) -> None:
+        """Delete a version, unless an alias has moved here meanwhile."""
+        try:
+            await publication.bury(self._store, name, version)
+            # set_alias looks for tombstones after its write, so one sees the other.
+            await self._refuse_if_named(name, version)
+        except BaseException:
+            # Nobody knows whether an alias names it. If it stays buried as the store is away, deleting it again helps.
+            with suppress(RegistryUnavailable):
+                await self._store.delete([tombstone_file(name, version)])
+            raise
+        await publication.delete_files(self._store, name, version)
 
     async def _refuse_if_named(self, name: str, version: str) -> None:
         naming = [alias for alias, named in (await self.aliases(name)).items() if named == version]

@@ -167,7 +167,8 @@ class Supervised:
         with self._stall.working():
             async with aclosing(self.engine.generate(request)) as deltas:
                 async for delta in deltas:
-                    yield delta
+                    with self._stall.resting():  # the reader's time
+                        yield delta
 
     def prepare(self, files: Mapping[str, bytes], target: Path) -> None:
         """As the engine."""
@@ -299,6 +300,15 @@ class _Stall:
             yield
         finally:
             self._at_work -= 1
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within `working`: nobody waits for the engine, for the time of the block; it may be done long ago."""
+        self._at_work -= 1
+        try:
+            yield
+        finally:
+            self._at_work += 1
 
     def noticed(self, steps: int) -> bool:
         """Look: whether there was no step for too long. Time counts from look to look, and hardly if one comes late."""

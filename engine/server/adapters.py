@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from engine.api.loraplex.v1 import adapters_pb2 as pb
 from engine.api.loraplex.v1 import adapters_pb2_grpc
-from engine.errors import AliasMoved, InvalidRequest, Overloaded, QuotaExceeded
+from engine.errors import AdapterNotFound, AliasMoved, InvalidRequest, Overloaded, QuotaExceeded
 from engine.registry.aliases import version_before
 from engine.registry.catalog import AdapterView, AliasChanged, Catalog, Deleted, Event, InEngine, Published
 from engine.registry.checks import Limits, check_adapter
@@ -185,13 +185,17 @@ class AdapterService(TrialMethods, adapters_pb2_grpc.AdapterServiceServicer):
 
     async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.PinAdapterResponse:
         """Pin or unpin."""
-        manifest = await self._fresh(request.adapter)
-        await (self._residency.pin(manifest) if request.pinned else self._residency.unpin(manifest))
+        if request.pinned:
+            manifest = await self._fresh(request.adapter)
+            await self._residency.pin(manifest)
+        else:
+            manifest = await self._held(request.adapter)
+            await self._residency.unpin(manifest)
         return pb.PinAdapterResponse(version=convert.version(manifest))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Context) -> pb.UnloadAdapterResponse:
         """Take a version out of the engine."""
-        manifest = await self._fresh(request.adapter)
+        manifest = await self._held(request.adapter)
         return pb.UnloadAdapterResponse(was_resident=await self._residency.unload(manifest))
 
     async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
@@ -237,6 +241,17 @@ class AdapterService(TrialMethods, adapters_pb2_grpc.AdapterServiceServicer):
     async def _fresh(self, ref: str) -> Manifest:
         await self._catalog.refresh()
         return self._catalog.resolve(AdapterRef.parse(ref))
+
+    async def _held(self, ref: str) -> Manifest:
+        """As `_fresh`, but a version that is deleted is found as long as the engine holds it."""
+        try:
+            return await self._fresh(ref)
+        except AdapterNotFound:
+            named = AdapterRef.parse(ref)
+            resident = self._residency.find(named.name, named.selector)
+            if resident is None:
+                raise
+            return resident.manifest
 
 
 def _summary(view: AdapterView) -> pb.AdapterSummary:

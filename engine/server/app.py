@@ -2,7 +2,7 @@
 
 Start: check the model folder, open the ports (health says NOT_SERVING), start the engine, say SERVING.
 While it runs: an engine that dies is restarted (runtime/supervised.py); health says NOT_SERVING meanwhile.
-Stop: say NOT_SERVING, let in-flight requests finish for a while, then end what is left with UNAVAILABLE.
+Stop: say NOT_SERVING, let in-flight requests and changes finish for a while, then end what is left with UNAVAILABLE.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class App:
         self._starting = False
         work = (
             self._refresh(), self._watch_engine(), self.trials.run(), self.activity.follow(self.catalog),
-            self.identity.watch(), self.metrics.loop_lag.run(),
+            self.residency.follow(self.catalog), self.identity.watch(), self.metrics.loop_lag.run(),
         )  # fmt: skip
         self._tasks = [asyncio.create_task(each) for each in work]
         self.boundary.ready = True
@@ -124,14 +124,18 @@ class App:
 
     async def drain(self) -> None:
         """Take no new work and wait for what is in flight, `drain_s` at most."""
-        log.info("draining", running=self.admission.running, waiting=self.admission.waiting)
+        acts = self.boundary.acts
+        log.info("draining", running=self.admission.running, waiting=self.admission.waiting, acts=acts.under_way)
         self.admission.drain()
+        acts.drain()
         await self.health.tell(serving=False)
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.admission.until_idle()
+                await acts.until_idle()
         except TimeoutError:
-            log.warning("drain limit reached", cut_short=self.admission.running + self.admission.waiting)
+            left = self.admission.running + self.admission.waiting + acts.under_way
+            log.warning("drain limit reached", cut_short=left)
 
     async def stop(self) -> None:
         """Drain, then close the ports and stop the engine. Harmless when `start` failed half-way."""
@@ -159,7 +163,7 @@ class App:
             check_key(settings.require_signature)
         self.catalog = Catalog(registry)
         await self.catalog.refresh()
-        residency = self._make_residency(registry, base)
+        residency = self.residency = self._make_residency(registry, base)
         residency.on_full, residency.on_event = self._spare.clear, self._in_engine
         self.engine.keeper = residency
         moves = Moves(self.catalog, residency)

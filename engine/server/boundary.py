@@ -21,6 +21,7 @@ from grpc import aio
 
 from engine.errors import Draining, InternalError, LoraplexError, NotReady, Overloaded, QuotaExceeded, Stalled
 from engine.server import stalls
+from engine.server.acts import Acts
 from engine.server.call import Call, Context
 from engine.server.identity import Identity, Principal, act_as
 from engine.server.identity.rights import check_role, need_of
@@ -51,6 +52,7 @@ class Boundary(aio.ServerInterceptor):
         self.ready = False
         self.draining = False
         self.tracing: Tracing | None = None
+        self.acts = Acts()
         self._metrics = metrics
         self._identity = identity
         self._limits = {"ours": max_calls, "streams": _MOST_OTHER_STREAMS, "checks": math.inf}
@@ -129,7 +131,7 @@ class Boundary(aio.ServerInterceptor):
                 raise Overloaded(self._open[kind] - 1, "calls are open")
             if self._identity:
                 await self._admit(call, self._identity)
-            with self._counted(call.principal):
+            with self._counted(call.principal), self.acts.counted(call.need):
                 yield call
         except LoraplexError as error:
             await self._refuse(call, error)

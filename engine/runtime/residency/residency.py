@@ -11,15 +11,16 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import structlog
 
 from engine.errors import LoraplexError, NotAllowedNow, Overloaded, Quarantined, WrongBase
+from engine.registry.catalog import Catalog
 from engine.registry.manifest import Manifest
-from engine.registry.subscription import InEngine
+from engine.registry.subscription import Deleted, InEngine
 from engine.registry.worth import Rates
 from engine.runtime.engine import Engine, LoadedAdapter
 from engine.runtime.residency.loading import Loader, OnStage
@@ -50,6 +51,7 @@ class Resident(Occupant):
     replaces: LoadedAdapter | None = None  # still in the engine, in the slot that this one will take
     adapter: LoadedAdapter | None = None
     loading: asyncio.Task[None] | None = None
+    deleted: bool = False  # from the registry: it leaves with its last request
     last_used: float = field(default_factory=time.monotonic, kw_only=True)
 
     @property
@@ -93,6 +95,7 @@ class Residency:
         self._slots: SlotTable[Resident] = SlotTable(capacity, rates, memory.expected)
         self._residents = self._slots.held
         self._ahead: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._room = asyncio.Condition()
         self.quarantined: dict[str, str] = {}  # references of versions whose answers were not finite, by digest
 
@@ -103,6 +106,7 @@ class Residency:
         Raises WrongBase, InvalidAdapter (the engine or the probe refuses it), CorruptVersion, RegistryUnavailable, or
         Overloaded when every slot is taken by adapters in use for longer than the load timeout.
         """
+        self.check_base(manifest)  # here, as the same bytes may be resident under the name of a version of this base
         self.check_quarantine(manifest)
         started = time.monotonic()
         self._slots.asked(manifest.digest, started)
@@ -132,7 +136,7 @@ class Residency:
     async def _give_back(self, resident: Resident) -> None:
         resident.in_use -= 1
         resident.last_used = time.monotonic()
-        await self._leave_quarantined(resident)
+        await self._leave_if_it_has_to(resident)
         await self._announce_room()
 
     @contextmanager
@@ -162,11 +166,17 @@ class Residency:
     def _loads_ahead(self) -> bool:
         return self._ahead is not None and not self._ahead.done()
 
-    async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
-        """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
+    @asynccontextmanager
+    async def warm(self, manifest: Manifest, on_stage: OnStage | None = None) -> AsyncIterator[None]:
+        """Load and probe the version, and keep it for the time of the block. Raises as `lease`."""
         with self._claim(manifest.digest):
             async with self.lease(manifest, on_stage):
-                pass
+                yield
+
+    async def preload(self, manifest: Manifest, on_stage: OnStage | None = None) -> None:
+        """Load and probe the version, so that its next request does not wait. Raises as `lease`."""
+        async with self.warm(manifest, on_stage):
+            pass
 
     @asynccontextmanager
     async def borrow(self, manifest: Manifest) -> AsyncIterator[LoadedAdapter | None]:
@@ -180,7 +190,7 @@ class Residency:
             yield resident.adapter
         finally:
             resident.in_use -= 1
-            await self._leave_quarantined(resident)
+            await self._leave_if_it_has_to(resident)
             await self._announce_room()
 
     @property
@@ -188,15 +198,9 @@ class Residency:
         """Adapters that could be loaded without evicting one."""
         return self.capacity - len(self._residents)
 
-    async def hold(self, manifest: Manifest, stack: AsyncExitStack) -> None:
-        """If the version is loaded, keep it so until `stack` closes; with room for one adapter only, do nothing.
-
-        Nothing either for one in quarantine: it is about to leave, and who rolls back from it wants just that.
-        """
-        resident = self._residents.get(manifest.digest)
-        if resident and resident.adapter and self.capacity > 1 and manifest.digest not in self.quarantined:
-            stack.enter_context(self._claim(manifest.digest))
-            await stack.enter_async_context(self.lease(manifest))
+    def evict_last(self, manifest: Manifest) -> AbstractContextManager[None]:
+        """For the time of the block, the version makes way only if nothing else can. It is not loaded for that."""
+        return self._slots.last(manifest.digest)
 
     async def pin(self, manifest: Manifest) -> None:
         """Load the version and keep it until it is unpinned. Raises as `lease`, NotAllowedNow if nothing else fits then."""
@@ -236,7 +240,9 @@ class Residency:
                     fix="Wait for them to finish, then try again.",
                 )
             self._unpin(resident)
-            await self._engine.unload_adapter(self._evict(resident))
+            adapter = self._evict(resident)
+            self._room.notify_all()
+            await self._engine.unload_adapter(adapter)
             return True
 
     def quarantine(self, manifest: Manifest) -> None:
@@ -246,6 +252,26 @@ class Residency:
         self.on_event(InEngine("quarantined", manifest))
         if resident := self._residents.get(manifest.digest):
             self._unpin(resident)
+
+    async def follow(self, catalog: Catalog) -> NoReturn:
+        """Let go of versions that are deleted from the registry, pinned ones too, whoever deletes them."""
+        while True:
+            try:
+                with catalog.subscribe() as events:
+                    async for event in events:
+                        if isinstance(event, Deleted) and (resident := self.find(event.name, event.version)):
+                            await self._let_go(resident, catalog)
+            except Overloaded:
+                continue  # so many at once that some went by
+
+    async def _let_go(self, resident: Resident, catalog: Catalog) -> None:
+        digest = resident.manifest.digest
+        if any(other.digest == digest for view in catalog.adapters.values() for other in view.manifests.values()):
+            return  # the same bytes under another name, which may be what was pinned
+        resident.deleted = True
+        self._unpin(resident)
+        await self._leave_if_it_has_to(resident)
+        await self._announce_room()
 
     def check_base(self, manifest: Manifest) -> None:
         """Raise WrongBase if the version was trained on another base."""
@@ -257,8 +283,8 @@ class Residency:
         if manifest.digest in self.quarantined:
             raise Quarantined(manifest.ref)
 
-    async def _leave_quarantined(self, resident: Resident) -> None:
-        if resident.manifest.digest not in self.quarantined:
+    async def _leave_if_it_has_to(self, resident: Resident) -> None:
+        if not resident.deleted and resident.manifest.digest not in self.quarantined:
             return
         async with self._room:
             if resident.evictable and self._residents.get(resident.manifest.digest) is resident:
@@ -279,6 +305,9 @@ class Residency:
             self._unpin(resident)
             del self._residents[resident.manifest.digest]
             self.on_event(InEngine("evicted", resident.manifest))
+            self._telling = asyncio.create_task(
+                self._announce_room()
+            )  # the engine's restart does not wait for the lock
 
     def _holder(self, adapter: LoadedAdapter) -> Resident | None:
         return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
@@ -287,6 +316,11 @@ class Residency:
         """Whether the version is in the engine and ready."""
         return self._slots.is_ready(digest)
 
+    def find(self, name: str, version: str) -> Resident | None:
+        """The version if it is in the engine or on its way there, though it may be deleted."""
+        held = self._residents.values()
+        return next((one for one in held if (one.manifest.name, one.manifest.version) == (name, version)), None)
+
     def residents(self) -> list[Resident]:
         """What is loaded now, by name and version."""
         loaded = [resident for resident in self._residents.values() if resident.adapter]
@@ -294,7 +328,6 @@ class Residency:
 
     async def _reserve(self, manifest: Manifest) -> Resident:
         """A slot for the version, evicting another one if need be."""
-        self.check_base(manifest)
         try:
             async with asyncio.timeout(self._loader.timeout_s), self._room:
                 while True:

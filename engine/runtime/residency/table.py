@@ -6,7 +6,9 @@ Knows no engine, no event loop and no clock: `now` is an argument, so that a sim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -52,6 +54,7 @@ class SlotTable(Generic[T]):
         self.held: dict[str, T] = {}  # by content digest
         self._worth = worth
         self._expected = expected
+        self._last: Counter[str] = Counter()
 
     def asked(self, digest: str, now: float) -> None:
         """A request uses the adapter, wherever it is."""
@@ -62,11 +65,21 @@ class SlotTable(Generic[T]):
         occupant = self.held.get(digest)
         return occupant is not None and occupant.ready
 
+    @contextmanager
+    def last(self, digest: str) -> Iterator[None]:
+        """For the time of the block, everybody else makes way before the adapter."""
+        self._last[digest] += 1
+        try:
+            yield
+        finally:
+            self._last[digest] -= 1
+            self._last += Counter()  # forget who has none
+
     def find(self, now: float, *, ahead: bool, under_way: bool) -> tuple[str | None] | None:
         """A slot, with the digest of who has to leave it; None while none may go.
 
         `ahead`: for an adapter whose requests have yet to get their turn, which nothing that others wait for makes way
-        for. `under_way`: one is being loaded ahead just now, and there is never a second.
+        for, and nothing that is to go last. `under_way`: one is being loaded ahead just now, and there is never a second.
         """
         count = len(self.held)
         if ahead and under_way:
@@ -75,11 +88,12 @@ class SlotTable(Generic[T]):
             return (None,)
         idle = [digest for digest, occupant in self.held.items() if occupant.evictable]
         if ahead:
-            idle = [digest for digest in idle if digest not in self._expected]
+            idle = [digest for digest in idle if digest not in self._expected and digest not in self._last]
         if idle:
             return (min(idle, key=lambda digest: self._merit(digest, now)),)
         return (None,) if count == self.capacity and under_way else None
 
-    def _merit(self, digest: str, now: float) -> tuple[bool, float, float]:
+    def _merit(self, digest: str, now: float) -> tuple[bool, bool, float, float]:
         """Least goes first, of equals the one unused for longest. All slots are alike, and so are copies into them."""
-        return digest in self._expected, self._worth.worth(digest, now), self.held[digest].last_used
+        worth, last_used = self._worth.worth(digest, now), self.held[digest].last_used
+        return digest in self._last, digest in self._expected, worth, last_used

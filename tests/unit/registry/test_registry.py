@@ -27,7 +27,7 @@ from engine.errors import (
     VersionExists,
 )
 from engine.registry.catalog import Catalog
-from engine.registry.layout import MANIFEST, version_file
+from engine.registry.layout import CLAIM, MANIFEST, tombstone_file, version_file
 from engine.registry.manifest import version_digest
 from engine.registry.names import AdapterRef
 from engine.registry.registry import Registry
@@ -313,6 +313,76 @@ async def test_a_crash_while_deleting_leaves_old_or_gone(store: Store, make_chec
         except Crash:
             assert writes < 4
         assert (version in (await state(healthy))[0]) == (writes == 0)
+
+
+class BlindStore(Store):
+    """Writes a tombstone, and then waits and cannot be listed `times` times."""
+
+    def __init__(self, backend, times: int = 1) -> None:
+        super().__init__(backend)
+        self.times = times
+        self.buried, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+
+    async def create(self, path: str, data: bytes) -> None:
+        await super().create(path, data)
+        if "/deleted/" in path:
+            self.buried.set()
+
+    async def list(self, prefix: str) -> list[str]:
+        if self.buried.is_set():
+            await self.go_on.wait()
+            self.times -= 1
+            if self.times >= 0:
+                raise RegistryUnavailable(f"listing {prefix}", "not reachable")
+        return await super().list(prefix)
+
+
+async def test_a_failed_deletion_changes_nothing(store: Store, make_checked: Make) -> None:
+    """An alias may have moved to the version meanwhile, and must not name one that is gone; deleting again works."""
+    healthy = Registry(store)
+    for seed in range(2):
+        await publish(healthy, make_checked, seed)
+    before = await state(healthy)
+    with pytest.raises(RegistryUnavailable):
+        await Registry(BlindStore(store._backend)).delete_version("support", "v2")
+    assert await state(healthy) == before
+    await healthy.delete_version("support", "v2")
+    assert (await state(healthy))[0] == ["v1"]
+
+
+async def test_a_deletion_whose_caller_leaves(store: Store, make_checked: Make) -> None:
+    """It goes on to its end."""
+    healthy = Registry(store)
+    for seed in range(2):
+        await publish(healthy, make_checked, seed)
+    slow = BlindStore(store._backend, times=0)
+    slow.go_on.clear()
+    deletion = asyncio.create_task(Registry(slow).delete_version("support", "v2"))
+    await slow.buried.wait()
+    deletion.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deletion
+    slow.go_on.set()
+    async with asyncio.timeout(10):
+        while len(await store.list("adapters/support/v2")) > 1:
+            await asyncio.sleep(0.01)
+    assert (await state(healthy))[0] == ["v1"]
+
+
+async def test_a_deletion_that_was_cut_off_is_finished(store: Store, make_checked: Make) -> None:
+    """Deleting once more deletes the files that are left, not while an alias names the version; then it is not there."""
+    healthy = Registry(store)
+    for seed in range(2):
+        await publish(healthy, make_checked, seed)
+    for version in ("v1", "v2"):
+        await store.create(tombstone_file("support", version), b"{}")
+    with pytest.raises(NotAllowedNow, match="support@current"):
+        await healthy.delete_version("support", "v1")
+    await healthy.delete_version("support", "v2")
+    assert await store.list("adapters/support/v2") == [version_file("support", "v2", CLAIM)]
+    with pytest.raises(AdapterNotFound):
+        await healthy.delete_version("support", "v2")
 
 
 class FailingStore(Store):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +224,18 @@ async def test_wrong_base(world: World, engine: CountingEngine, three: list[Mani
     assert not engine.loads
 
 
+async def test_wrong_base_of_bytes_that_are_resident(world: World, three: list[Manifest]) -> None:
+    """The same bytes under the name of a version of this base do not make a version of another base right."""
+    residency = world.residency()
+    await residency.preload(three[0])
+    base = three[0].base.model_copy(update={"fingerprint": "sha256:" + "0" * 64})
+    foreign = three[0].model_copy(update={"name": "foreign", "base": base})
+    for act in (residency.preload, residency.pin):
+        with pytest.raises(WrongBase):
+            await act(foreign)
+    assert not residency.residents()[0].pinned
+
+
 async def test_every_slot_in_use(world: World, three: list[Manifest]) -> None:
     """Nobody waits longer than the load timeout for a slot; then the server is full, and the slot is still good."""
     a, b, c = three
@@ -309,45 +320,112 @@ async def test_unload_while_in_use(world: World, engine: CountingEngine, three: 
     await loading
 
 
-async def test_hold_keeps_the_previous(world: World, three: list[Manifest]) -> None:
+async def test_what_goes_last(world: World, three: list[Manifest]) -> None:
     """What a rollback would need stays while its successor is being loaded, even if it is the oldest."""
     a, b, c = three
     residency = world.residency(capacity=2)
     await residency.preload(a)
     await residency.preload(b)
-    async with AsyncExitStack() as stack:
-        await residency.hold(a, stack)
+    with residency.evict_last(a):
         await residency.preload(c)
     assert names(residency) == ["a@v1", "c@v1"]
     assert residency.residents()[0].in_use == 0
+    await residency.preload(b)
+    assert names(residency) == ["b@v1", "c@v1"]
 
 
-async def test_hold_with_one_slot(world: World, three: list[Manifest]) -> None:
-    """With room for one adapter only, holding the previous would block the next for ever: it is let go."""
+@pytest.mark.parametrize("pins", [0, 1, 2])
+async def test_what_goes_last_with_one_slot(world: World, three: list[Manifest], pins: int) -> None:
+    """With room for one more adapter only, keeping the previous would block the next for ever: it is let go."""
     a, b, _ = three
-    residency = world.residency(capacity=1)
+    residency = world.residency(capacity=1 + pins)
+    for number in range(pins):
+        await residency.pin(await world.publish(f"pinned-{number}"))
     await residency.preload(a)
-    async with AsyncExitStack() as stack:
-        await residency.hold(a, stack)
+    with residency.evict_last(a):
         await residency.preload(b)
-    assert names(residency) == ["b@v1"]
+    assert names(residency)[0] == "b@v1"
+    assert len(names(residency)) == 1 + pins
 
 
-async def test_hold_of_what_is_not_loaded(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
-    """Holding does not load."""
-    async with AsyncExitStack() as stack:
-        await world.residency().hold(three[0], stack)
-    assert not engine.loads
-
-
-async def test_hold_of_what_is_in_quarantine(world: World, three: list[Manifest]) -> None:
-    """A version in quarantine that answers still hold is not held by anybody else, and that is no error."""
+async def test_what_goes_last_is_not_loaded(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
+    """Keeping does not load."""
     residency = world.residency()
-    async with AsyncExitStack() as stack:
+    with residency.evict_last(three[0]):
+        await residency.preload(three[1])
+    assert len(engine.loads) == 1
+
+
+async def test_what_goes_last_and_is_in_quarantine(world: World, three: list[Manifest]) -> None:
+    """A version in quarantine that answers still hold leaves with the last of them all the same."""
+    residency = world.residency()
+    with residency.evict_last(three[0]):
         async with residency.lease(three[0]):
             residency.quarantine(three[0])
-            await residency.hold(three[0], stack)
         assert names(residency) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_what_leaves_makes_room(world: World, three: list[Manifest], lost: bool) -> None:
+    """Who waits for a slot gets that of a pinned version that is unloaded, or that a new engine could not load."""
+    a, b, c = three
+    residency = world.residency(capacity=2)
+    await residency.pin(a)
+    (pinned,) = residency.residents()
+    assert pinned.adapter
+    async with residency.lease(b):
+        waiting = asyncio.create_task(residency.preload(c))
+        await settle()
+        assert not waiting.done()
+        if lost:
+            residency.forget(pinned.adapter)
+        else:
+            await residency.unload(a)
+        await waiting
+    assert names(residency) == ["b@v1", "c@v1"]
+
+
+async def delete_first(world: World, name: str) -> None:
+    """Publish another version, make it the current one, and delete the first; this server hears of it."""
+    await world.publish(name)
+    await world.registry.set_alias(name, "current", "v2")
+    await world.registry.delete_version(name, "v1")
+    await world.catalog.refresh()
+
+
+async def test_what_is_deleted_leaves(world: World, engine: CountingEngine, three: list[Manifest]) -> None:
+    """A version that is deleted, by whomever, is pinned no more and leaves with its last request."""
+    a, b, _ = three
+    residency = world.residency(capacity=3)
+    following = asyncio.create_task(residency.follow(world.catalog))
+    await residency.pin(a)
+    await residency.pin(b)
+    async with residency.lease(a) as lease:
+        await delete_first(world, "a")
+        await delete_first(world, "b")
+        await until(lambda: not residency.claimed and names(residency) == ["a@v1"])
+        assert lease.adapter.id in engine.loaded
+        assert residency.find("a", "v1")
+    assert not residency.find("a", "v1")
+    assert not engine.loaded
+    following.cancel()
+
+
+async def test_bytes_that_are_deleted_under_one_of_their_names(world: World) -> None:
+    """They stay, as the pin may have been meant for the other one."""
+    first, second = await world.publish("first", seed=7), await world.publish("second", seed=7)
+    gone = await world.publish("third")
+    residency = world.residency(capacity=4)
+    following = asyncio.create_task(residency.follow(world.catalog))
+    for manifest in (first, second, gone):
+        await residency.pin(manifest)
+    await delete_first(world, "first")
+    await delete_first(world, "third")
+    await until(lambda: not residency.is_resident(gone.digest))
+    assert residency.claimed.keys() == {second.digest}
+    await residency.unpin(second)
+    assert not residency.claimed
+    following.cancel()
 
 
 async def test_stages(world: World, three: list[Manifest]) -> None:

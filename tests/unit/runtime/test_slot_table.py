@@ -69,6 +69,20 @@ def test_what_is_wanted_makes_way_last(engine: Engine) -> None:
     assert not engine.slots.is_ready("a")
 
 
+def test_what_is_to_go_last(engine: Engine) -> None:
+    """It stays as long as anybody says so and others can go, whatever they are worth; it is never what has to stay."""
+    engine.expected["b"] += 1
+    with engine.slots.last("a"):
+        with engine.slots.last("a"):
+            assert engine.find() == ("b",)
+        assert engine.find() == ("b",)
+        engine.slots.held["b"].in_use = 1
+        assert engine.find() == ("a",)
+        engine.slots.held["ahead"] = Adapter(in_use=1)
+        assert engine.find(ahead=True) is None
+    assert engine.find(ahead=True) == ("a",)
+
+
 def test_loading_ahead(engine: Engine) -> None:
     """It has one slot more, one load at a time, and nothing that is wanted makes way for it."""
     assert engine.find(ahead=True) == (None,)

@@ -374,6 +374,22 @@ async def test_an_engine_that_hangs() -> None:
     await engine.stop()
 
 
+async def test_a_slow_reader() -> None:
+    """It is not the engine that makes no step while nobody takes what there is."""
+    mortal = Mortal()
+    engine = Supervised(mortal, max_stall_s=0.15)
+    await engine.start()
+    text = ""
+    async with aclosing(engine.generate(await request_for(engine, "hello"))) as deltas:
+        async for delta in deltas:
+            if not text:
+                await asyncio.sleep(0.5)
+            text += delta.text
+    assert text == "base heard: hello"
+    assert mortal.starts == 1
+    await engine.stop()
+
+
 async def test_an_engine_that_has_nothing_to_do() -> None:
     """An idle engine makes no steps, and stays; so does one whose watcher slept."""
     engine = Supervised(Mortal(), max_stall_s=0.15)

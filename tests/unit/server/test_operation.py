@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.api.loraplex.v1 import engine_pb2, engine_pb2_grpc
+from engine.api.loraplex.v1 import adapters_pb2, engine_pb2, engine_pb2_grpc
 from engine.api.loraplex.v1 import generation_pb2 as pb
 from engine.client import AsyncClient
 from engine.client.testing import FakeServer, fake_server
@@ -30,6 +30,7 @@ from engine.runtime.fake import FakeEngine
 from engine.server.app import App
 from engine.server.grpc_server import SERVICES
 from engine.server.metrics import Labels
+from tests.unit.runtime.conftest import CountingEngine
 from tests.unit.server.conftest import (
     Stubs,
     all_of,
@@ -37,11 +38,13 @@ from tests.unit.server.conftest import (
     endless,
     engine_of,
     first_of,
+    parts,
     refused,
     running,
     settings_in,
     stubs_to,
     until,
+    upload,
 )
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -111,6 +114,38 @@ async def test_not_ready_while_draining(make_app: Callable[..., App]) -> None:
         await app.drain()
         assert (await http(app, "/readyz"))[0] == 503
         assert (await http(app, "/healthz"))[0] == 200
+
+
+async def test_changes_finish_before_the_server_stops(make_app: Callable[..., App], folder: Path) -> None:
+    """A promotion and an upload under way are waited for, and new ones refused; who reads or watches is not in the way."""
+    engine = CountingEngine()
+    engine.may_load.clear()
+    app = make_app(engine, drain_s=30)
+    async with running(app), stubs_to(f"127.0.0.1:{app.port}") as stubs:
+        header = adapters_pb2.PublishHeader(name="support")
+        await asyncio.to_thread(upload, f"127.0.0.1:{app.port}", list(parts(folder, header)))
+        move = adapters_pb2.SetAliasRequest(name="support", alias="canary", version="v1")
+        watch = stubs.adapters.WatchAdapters(adapters_pb2.WatchAdaptersRequest())
+        await first_of(watch)
+        moving = asyncio.create_task(all_of(stubs.adapters.SetAlias(move)))
+        publishing = stubs.adapters.PublishAdapter()
+        messages = list(parts(folder, adapters_pb2.PublishHeader(name="other")))
+        await publishing.write(messages[0])
+        await until(lambda: engine.loads and app.boundary.acts.under_way == 2)
+        draining = asyncio.create_task(app.drain())
+        await until(lambda: app.admission.draining)
+        refusal = await refused(all_of(stubs.adapters.SetAlias(move)))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        await stubs.adapters.ListAdapters(adapters_pb2.ListAdaptersRequest())
+        for message in messages[1:]:
+            await publishing.write(message)
+        await publishing.done_writing()
+        assert [answer async for answer in publishing][-1].version.version == "v1"
+        assert not draining.done()
+        engine.may_load.set()
+        assert (await moving)[-1].change.version == "v1"
+        await draining
+        watch.cancel()
 
 
 async def test_health_of_a_dead_engine(make_app: Callable[..., App]) -> None:

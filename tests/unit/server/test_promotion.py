@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from engine.api.loraplex.v1 import generation_pb2 as gpb
 from engine.client import AsyncClient
 from engine.client.testing import FakeServer, fake_server
 from engine.errors import InvalidAdapter
+from engine.registry.manifest import AliasChange
 from engine.registry.registry import Registry
 from engine.registry.store import Store
 from engine.runtime.fake import FakeEngine
+from engine.server.moves import Moves
+from tests.unit.runtime.conftest import World
 from tests.unit.server.conftest import (
     Stubs,
     all_of,
@@ -173,10 +177,10 @@ async def test_rollback_from_quarantine(stubs: Stubs, server: FakeServer, name: 
     """The way out of a version in quarantine is open even while an answer of it is on its way."""
     await publish(server, name, 2)
     await all_of(stubs.adapters.SetAlias(move(name, "v2")))
-    assert server.app.generator
-    residency = server.app.generator.residency
-    bad = residency.residents()[-1].manifest
-    assert bad.ref == f"{name}@v2"
+    residency = server.app.residency
+    found = residency.find(name, "v2")
+    assert found
+    bad = found.manifest
     async with residency.lease(bad):
         residency.quarantine(bad)
         await all_of(stubs.adapters.RollbackAlias(pb.RollbackAliasRequest(name=name)))
@@ -200,6 +204,49 @@ async def test_rollback_with_room_for_two() -> None:
             await text(stubs, "other")
             await all_of(stubs.adapters.SetAlias(move("support", "v2")))
             assert list(await resident(stubs, "support")) == ["v1", "v2"]
+
+
+def no_report(_stage: str, _detail: str) -> None:
+    """Nobody wants to know."""
+
+
+async def test_warm_until_it_has_switched(tmp_path: Path) -> None:
+    """A switch takes its time, in which others load what they need: not in the place of the version that is to come."""
+    world = World(tmp_path, FakeEngine())
+    old, new = [await world.publish("support") for _ in range(2)]
+    others = [await world.publish(name) for name in "xyz"]
+    residency = world.residency(capacity=2)
+    await residency.preload(old)
+
+    async def switch() -> AliasChange:
+        for other in others:
+            await residency.preload(other)
+        return await world.registry.set_alias("support", "current", "v2")
+
+    await Moves(world.catalog, residency).move("support", "current", "v2", switch, no_report)
+    assert residency.is_resident(new.digest)
+    assert world.catalog.adapter("support").aliases["current"] == "v2"
+    assert not residency.claimed
+
+
+async def test_promotions_at_once(tmp_path: Path) -> None:
+    """Promotions that wait for the slots that requests use do not wait for each other when these have ended."""
+    world = World(tmp_path, FakeEngine())
+    a, b = [await world.publish(name) for name in "ab"]
+    residency = world.residency(capacity=2)
+    moves = Moves(world.catalog, residency)
+
+    async def promote(name: str) -> AliasChange:
+        await world.publish(name)
+        switch = partial(world.registry.set_alias, name, "current", "v2")
+        return await moves.move(name, "current", "v2", switch, no_report)
+
+    async with residency.lease(a), residency.lease(b):
+        promotions = [asyncio.create_task(promote(name)) for name in "ab"]
+        await until(lambda: len(residency.claimed) >= 2)
+    changes = await asyncio.gather(*promotions)
+    assert [change.version for change in changes] == ["v2", "v2"]
+    assert not residency.claimed
 
 
 async def test_canary(stubs: Stubs, server: FakeServer, name: str) -> None:
@@ -270,6 +317,22 @@ async def test_delete_while_in_flight() -> None:
             await stubs.adapters.DeleteVersion(pb.DeleteVersionRequest(name="support", version="v2"))
             rest = await all_of(stream)
             assert first.text + "".join(message.text for message in rest) == "support@v2 heard: hi"
+
+
+async def test_pinned_and_deleted(stubs: Stubs, server: FakeServer, name: str) -> None:
+    """A deleted version that requests use can still be unpinned; its slot is free with the last of them."""
+    await publish(server, name, 2)
+    await stubs.adapters.PinAdapter(pb.PinAdapterRequest(adapter=f"{name}@v2", pinned=True))
+    found = server.app.residency.find(name, "v2")
+    assert found
+    async with server.app.residency.lease(found.manifest):
+        await Registry(Store.open(server.app.settings.registry)).delete_version(name, "v2")  # by another replica
+        await stubs.adapters.PinAdapter(pb.PinAdapterRequest(adapter=f"{name}@v2", pinned=False))
+        refusal = await refused(stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter=f"{name}@v2")))
+        assert refusal.reason == "NOT_ALLOWED_NOW"
+    await until(lambda: not server.app.residency.find(name, "v2"))
+    refusal = await refused(stubs.adapters.UnloadAdapter(pb.UnloadAdapterRequest(adapter=f"{name}@v2")))
+    assert refusal.reason == "ADAPTER_NOT_FOUND"
 
 
 async def test_watch(stubs: Stubs, server: FakeServer, name: str) -> None:
