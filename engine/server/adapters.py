@@ -294,9 +294,8 @@ def _evaluation(text: str) -> dict[str, Any] | None:
 
 def _json_object(text: str, field: str) -> dict[str, Any]:
     try:
-        content = from_json(
-            text, allow_inf_nan=False
-        )  # not json's, which reads what could not be read back from a manifest
+        # Not json's, which reads what could not be read back from a manifest.
+        content = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequest(field, "is not JSON in valid Unicode, nested at most 200 levels deep") from error
     if not isinstance(content, dict):

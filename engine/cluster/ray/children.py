@@ -31,6 +31,7 @@ _SILENT_S = 30.0  # without an answer, after which a server that was ready is of
 _SILENT_RESTARTING_S = 600.0  # the same while it starts an engine, which may keep it busy
 _LOG_BYTES = 16 * 1024 * 1024  # of a log, after which a new one begins; the one before it is kept
 _LAST_WORDS_BYTES = 2000
+_MODULE = ("-P", "-m", "engine.cli")  # -P: no modules of the working folder
 
 
 class ChildDied(RuntimeError):
@@ -57,15 +58,7 @@ class Child:
         self._older_log = folder / f"{command}.log.1"
         with self._log.open("ab") as log:  # appends wherever it ends, so that it can be made empty under the child
             self.process = subprocess.Popen(  # noqa: S603 - our own command
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "engine.cli",
-                    command,
-                    "--config",
-                    str(config),
-                ],  # -P: no modules of the working folder
+                [sys.executable, *_MODULE, command, "--config", str(config)],
                 stdout=log,
                 stderr=log,
                 env=os.environ | parent | dict(environment),

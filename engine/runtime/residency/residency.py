@@ -258,6 +258,8 @@ class Residency:
         while True:
             try:
                 with catalog.subscribe() as events:
+                    for held in self.residents():  # of which some may have been deleted before
+                        await self._let_go(held, catalog)
                     async for event in events:
                         if isinstance(event, Deleted) and (resident := self.find(event.name, event.version)):
                             await self._let_go(resident, catalog)
@@ -267,7 +269,7 @@ class Residency:
     async def _let_go(self, resident: Resident, catalog: Catalog) -> None:
         digest = resident.manifest.digest
         if any(other.digest == digest for view in catalog.adapters.values() for other in view.manifests.values()):
-            return  # the same bytes under another name, which may be what was pinned
+            return  # it is there, or the same bytes under another name, which may be what was pinned
         resident.deleted = True
         self._unpin(resident)
         await self._leave_if_it_has_to(resident)
@@ -305,9 +307,7 @@ class Residency:
             self._unpin(resident)
             del self._residents[resident.manifest.digest]
             self.on_event(InEngine("evicted", resident.manifest))
-            self._telling = asyncio.create_task(
-                self._announce_room()
-            )  # the engine's restart does not wait for the lock
+            self._telling = asyncio.create_task(self._announce_room())  # a restart does not wait for the lock
 
     def _holder(self, adapter: LoadedAdapter) -> Resident | None:
         return next((resident for resident in self._residents.values() if resident.adapter == adapter), None)
