@@ -153,8 +153,8 @@ def test_a_version_goes_out_and_comes_back(tmp_path: Path, base: Path) -> None:
 def beside(there: hub.Hub, home: Path, *words: object) -> str:
     """What loraplex says, in a process of its own: the Hub's client reads where the Hub is when it is imported."""
     command = [str(Path(sys.executable).parent / "loraplex"), *map(str, words)]
-    env = {**os.environ, "HF_ENDPOINT": there.url, "HF_TOKEN": "hf_x", "HF_HOME": str(home / "home")}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    hub_is = {"HF_ENDPOINT": there.url, "HF_TOKEN": "hf_x", "HF_HOME": str(home / "home"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=os.environ | hub_is, capture_output=True, text=True, check=False)
     return f"{done.returncode} {done.stdout}{done.stderr}"
 
 
