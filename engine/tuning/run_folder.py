@@ -151,8 +151,8 @@ class RunFolder:
         events = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last one
         kept = [event for event in events if event["step"] <= step]
         self._metrics.write_text("".join(json.dumps(event) + "\n" for event in kept))
-        last = [event for event in kept if event["event"] == "step"][-1:]
-        return Spent(last[0]["seconds"], last[0]["tokens"]) if last else Spent()
+        last: dict[str, Any] = next((event for event in reversed(kept) if event["event"] == "step"), {})
+        return Spent(last.get("seconds", 0.0), last.get("tokens", 0))  # runs of earlier versions did not note it
 
     @property
     def _metrics(self) -> Path:

@@ -26,7 +26,7 @@ from engine.tuning.estimate import read_shape, target_names
 from engine.tuning.heldout import score
 from engine.tuning.learner import diverged, packing_is_sound
 from engine.tuning.recipe import load_recipe, written_recipe
-from engine.tuning.run_folder import RunFolder
+from engine.tuning.run_folder import RunFolder, Spent
 from engine.tuning.session import Session
 from tests.unit.tuning.tiny import write_base, write_recipe
 
@@ -414,6 +414,14 @@ def test_intervals_are_wilsons() -> None:
     assert wilson(0, 10)[0] == 0.0
     assert wilson(10, 10)[1] == pytest.approx(1.0)
     assert wilson(10, 10)[0] < 0.75
+
+
+def test_metrics_of_an_earlier_version_are_gone_back_in(tmp_path: Path) -> None:
+    """They say nothing of seconds and tokens; a line that a kill cut is dropped."""
+    (tmp_path / "metrics.jsonl").write_text('{"event": "step", "step": 1}\n{"event": "step", "step": 2}\n{"event"')
+    folder = RunFolder(tmp_path)
+    assert folder.go_back_to(1) == Spent()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"event": "step", "step": 1}\n'
 
 
 def test_only_whole_recipes_open_a_run_folder(tmp_path: Path, base: Path) -> None:
